@@ -1,1 +1,2 @@
-
+//! Outrigger: an Envoy-compatible data plane.
+pub mod config;
