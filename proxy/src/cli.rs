@@ -1,0 +1,1 @@
+//! Envoy's command line, flag for flag.
