@@ -45,6 +45,10 @@ fn main() {
         println!("cargo::rerun-if-changed={path}");
     }
     println!("cargo::rerun-if-changed={}", set_path.display());
+    // Another version of the package lies elsewhere.
+    if let Some(lock) = lock_file(&manifest_dir) {
+        println!("cargo::rerun-if-changed={}", lock.display());
+    }
 }
 
 /// Every .proto file below `dir`, in a stable order.
@@ -83,7 +87,7 @@ fn find_package(manifest_dir: &Path) -> PathBuf {
 
 fn package_from_metadata(manifest_dir: &Path) -> Result<PathBuf, String> {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(manifest_dir).args(["metadata", "--offline", "--format-version", "1"]);
+    command.current_dir(manifest_dir).args(["metadata", "--offline", "--locked", "--format-version", "1"]);
     for triple in ["TARGET", "HOST"].iter().filter_map(env::var_os) {
         command.arg("--filter-platform").arg(triple);
     }
@@ -101,9 +105,12 @@ fn package_from_metadata(manifest_dir: &Path) -> Result<PathBuf, String> {
         .ok_or_else(|| format!("no {SOURCE_PACKAGE} with {DESCRIPTOR_SET} in its answer"))
 }
 
+fn lock_file(manifest_dir: &Path) -> Option<PathBuf> {
+    manifest_dir.ancestors().map(|dir| dir.join("Cargo.lock")).find(|path| path.is_file())
+}
+
 fn package_from_registry(manifest_dir: &Path) -> Option<PathBuf> {
-    let lock = manifest_dir.ancestors().map(|dir| dir.join("Cargo.lock")).find(|path| path.is_file())?;
-    let lock = fs::read_to_string(lock).ok()?;
+    let lock = fs::read_to_string(lock_file(manifest_dir)?).ok()?;
     let mut lines = lock.lines().skip_while(|line| *line != format!("name = \"{SOURCE_PACKAGE}\""));
     let version = lines.nth(1)?.strip_prefix("version = \"")?.strip_suffix('"')?;
     let home = match env::var_os("CARGO_HOME") {

@@ -4,6 +4,7 @@ use prost::{Message as _, Name};
 
 use crate::encode::Encoder;
 use crate::error::{FieldPath, LoadError};
+use crate::inspect::{self, Findings};
 use crate::json::load_json;
 use crate::node::{Node, Value};
 use crate::pb::google::protobuf::{Any, Struct};
@@ -163,6 +164,12 @@ impl Descriptors {
     /// Prints a message of a Rust type as Envoy's admin pages do.
     pub fn print<T: prost::Message + Name>(&self, message: &T, style: Style) -> serde_json::Value {
         self.to_json(&T::full_name(), &message.encode_to_vec(), style)
+    }
+
+    /// Looks for fields that a message on the wire has and its type does not, and for deprecated ones. `None` when the
+    /// type is not known or the bytes are none of it.
+    pub fn inspect(&self, full_name: &str, bytes: &[u8]) -> Option<Findings> {
+        inspect::inspect(Message::find(full_name)?, bytes)
     }
 
     /// Unpacks a `TypedStruct` (either spelling) into the message it describes, dropping fields that are not known, as

@@ -245,10 +245,10 @@ impl<'a> Encoder<'a> {
             return scalar::put_default(field, out);
         }
         let number = match &node.value {
-            Value::Text(name) => values.number(name),
-            _ => None,
+            Value::Text(name) => values.number(name).or_else(|| name.parse().ok()),
+            _ => scalar::whole(node).and_then(|number| i32::try_from(number).ok()),
         };
-        match number.or_else(|| scalar::whole(node).and_then(|number| i32::try_from(number).ok())) {
+        match number {
             Some(number) => {
                 put_tag(out, field.number(), 0);
                 put_varint(out, i64::from(number) as u64);

@@ -1,5 +1,5 @@
 //! JSON to a [`Node`] tree, as lenient as protobuf's own parser: trailing commas (Istio's bootstrap template leaves
-//! one), single quotes, bare words as keys; comments are refused.
+//! one), single quotes, bare words as keys, line breaks and tabs in strings; comments are refused.
 
 use crate::error::{LoadError, Position};
 use crate::node::{Key, MAX_DEPTH, Node, Value, last_wins};
@@ -154,22 +154,20 @@ impl<'a> Reader<'a> {
         let mut out = String::new();
         loop {
             let rest = self.text.get(self.at..).unwrap_or("");
-            let Some(end) = rest.bytes().position(|b| b == quote || b == b'\\' || b < 0x20) else {
+            let Some(end) = rest.bytes().position(|b| b == quote || b == b'\\' || b == b'\n') else {
                 self.at = self.text.len();
                 return Err(self.unexpected("a closing quote"));
             };
             out.push_str(rest.get(..end).unwrap_or(""));
-            self.at += end;
+            self.at += end + 1;
             match rest.as_bytes().get(end) {
-                Some(b'\\') => {
-                    self.at += 1;
-                    out.push(self.escape()?);
+                Some(b'\\') => out.push(self.escape()?),
+                Some(b'\n') => {
+                    out.push('\n');
+                    self.line = self.line.saturating_add(1);
+                    self.line_start = self.at;
                 }
-                Some(byte) if *byte == quote => {
-                    self.at += 1;
-                    return Ok(out);
-                }
-                _ => return Err(self.unexpected("no line break or control character in a string")),
+                _ => return Ok(out),
             }
         }
     }
@@ -225,8 +223,8 @@ mod tests {
 
     #[test]
     fn what_protobuf_forgives_is_forgiven() {
-        let text = "{'a': 'x', b: [1, 2,], \"a\": 'y',}";
-        assert_eq!(load_json(text, None).unwrap().to_json(), json!({"b": [1, 2], "a": "y"}));
+        let text = "{'a': 'x', b: [1, 2,], \"a\": 'y\t\n',}";
+        assert_eq!(load_json(text, None).unwrap().to_json(), json!({"b": [1, 2], "a": "y\t\n"}));
     }
 
     #[test]
@@ -235,6 +233,7 @@ mod tests {
             ("{\n \"a\": 1\n \"b\": 2}", "x.json:3:2: found `\"`, expected `,` or `}`"),
             ("{\"a\": }", "x.json:1:7: found `}`, expected a JSON value"),
             ("{\"a\": 1", "x.json:1:8: found the end of the text, expected `,` or `}`"),
+            ("{\"a\n\": }", "x.json:2:4: found `}`, expected a JSON value"),
             ("{/*c*/}", "x.json:1:2: found `/`, expected a field name or `}`"),
             ("{\"a\": 1} x", "x.json:1:10: found `x`, expected the end of the text"),
             ("\"\\ud800\"", "x.json:1:3: found `u`, expected four hexadecimal digits of a character"),

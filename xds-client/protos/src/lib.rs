@@ -9,6 +9,7 @@ mod descriptors;
 mod encode;
 mod error;
 pub mod extra;
+mod inspect;
 mod json;
 #[allow(dead_code, reason = "shared with the build script, which uses the other half")]
 mod layout;
@@ -27,6 +28,7 @@ pub use descriptors::{Descriptors, Format, ParseOptions, Parsed};
 pub use envoy_types::pb;
 pub use error::{FieldPath, LoadError, Position};
 pub use extra::TypedStruct;
+pub use inspect::{Findings, MAX_FINDINGS};
 pub use json::load_json;
 pub use node::{Key, MAX_DEPTH, Node, Value};
 pub use print::{Style, to_pretty};

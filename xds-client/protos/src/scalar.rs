@@ -31,10 +31,6 @@ fn whole_float(value: f64) -> Option<i128> {
 }
 
 fn whole_text(value: &str) -> Option<i128> {
-    let digits = value.strip_prefix('-').unwrap_or(value);
-    if !digits.starts_with(|c: char| c.is_ascii_digit()) {
-        return None;
-    }
     value.parse().ok().or_else(|| text::parse_float(value).and_then(whole_float))
 }
 

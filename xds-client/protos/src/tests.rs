@@ -63,6 +63,8 @@ fn numbers_come_quoted_or_with_a_fraction_of_zero() {
         "port_value: 80.0",
         "port_value: 8e1",
         "port_value: '8e1'",
+        "port_value: '+80'",
+        "port_value: .8e2",
         "portValue: 0x50",
     ] {
         assert_eq!(read(address, text), json!({"port_value": 80}), "{text}");
@@ -100,6 +102,9 @@ fn enums_come_in_any_case_or_as_numbers() {
         assert_eq!(read(CLUSTER, &format!("lb_policy: {word}")), json!({"lb_policy": "LEAST_REQUEST"}), "{word}");
     }
     assert_eq!(read(CLUSTER, "lb_policy: 77"), json!({"lb_policy": 77}));
+    for wrong in ["1.0", "least-request", "leastRequest", "true", "{}"] {
+        refused(CLUSTER, &format!("lb_policy: {wrong}"));
+    }
     assert_eq!(
         refused(CLUSTER, "lb_policy: LEAST_REQUESTS"),
         "c.yaml:1:12: lb_policy: found \"LEAST_REQUESTS\", expected one of ROUND_ROBIN, LEAST_REQUEST, RING_HASH, \
