@@ -28,9 +28,15 @@ pub enum AccessLogFormat {
 
 #[derive(Debug, Clone)]
 pub enum AccessLogFilter {
-    Status { op: Comparison, value: u32 },
+    Status {
+        op: Comparison,
+        value: u32,
+    },
     /// Total duration in milliseconds.
-    Duration { op: Comparison, value: u32 },
+    Duration {
+        op: Comparison,
+        value: u32,
+    },
     NotHealthCheck,
     Traceable,
     Runtime(Fraction),
@@ -40,7 +46,10 @@ pub enum AccessLogFilter {
     /// Any of these flags (short names); empty: any flag at all.
     ResponseFlags(Vec<String>),
     /// gRPC status codes; `exclude` inverts.
-    GrpcStatus { statuses: Vec<u32>, exclude: bool },
+    GrpcStatus {
+        statuses: Vec<u32>,
+        exclude: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -70,10 +70,18 @@ impl Default for StatsConfig {
 /// A tag: either taken out of the name by a regex (group 1 is removed, group 2, else 1, is the value) or fixed.
 #[derive(Debug, Clone)]
 pub enum TagSpecifier {
-    Regex { name: String, regex: String },
-    Fixed { name: String, value: String },
+    Regex {
+        name: String,
+        regex: String,
+    },
+    Fixed {
+        name: String,
+        value: String,
+    },
     /// A default tag of Envoy's, named without a regex.
-    Default { name: String },
+    Default {
+        name: String,
+    },
 }
 
 /// Which stats exist at all.

@@ -36,13 +36,25 @@ pub struct ClusterConfig {
 #[derive(Debug, Clone)]
 pub enum ClusterDiscovery {
     Static(LoadAssignment),
-    Eds { service_name: Arc<str>, source: ConfigSource },
+    Eds {
+        service_name: Arc<str>,
+        source: ConfigSource,
+    },
     /// Every address of every name is an endpoint.
-    StrictDns { endpoints: Vec<DnsLocality>, dns: DnsConfig },
+    StrictDns {
+        endpoints: Vec<DnsLocality>,
+        dns: DnsConfig,
+    },
     /// The first address only, used for new connections.
-    LogicalDns { endpoints: Vec<DnsLocality>, dns: DnsConfig },
+    LogicalDns {
+        endpoints: Vec<DnsLocality>,
+        dns: DnsConfig,
+    },
     /// Connections go to the address they were meant for.
-    OriginalDst { port_override: Option<u16>, cleanup_interval: Duration },
+    OriginalDst {
+        port_override: Option<u16>,
+        cleanup_interval: Duration,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -77,7 +89,10 @@ pub struct DnsLocality {
 pub enum LbPolicy {
     RoundRobin,
     /// Power of `choice_count` choices; with unequal weights weight / (active + 1) ^ bias.
-    LeastRequest { choice_count: u32, active_request_bias: f64 },
+    LeastRequest {
+        choice_count: u32,
+        active_request_bias: f64,
+    },
     Random,
     /// The cluster's discovery chooses (`ORIGINAL_DST`).
     ClusterProvided,

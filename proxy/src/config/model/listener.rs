@@ -64,7 +64,10 @@ pub enum ListenerFilterPredicate {
     Never,
     Always,
     /// Destination port in `[start, end)`.
-    DestinationPort { start: u16, end: u32 },
+    DestinationPort {
+        start: u16,
+        end: u32,
+    },
     Not(Box<ListenerFilterPredicate>),
     And(Vec<ListenerFilterPredicate>),
     Or(Vec<ListenerFilterPredicate>),

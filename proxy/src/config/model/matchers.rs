@@ -5,10 +5,22 @@ use std::sync::Arc;
 /// One string test. Works on bytes: header values need not be UTF-8.
 #[derive(Debug, Clone)]
 pub enum StringMatch {
-    Exact { value: Box<str>, ignore_case: bool },
-    Prefix { value: Box<str>, ignore_case: bool },
-    Suffix { value: Box<str>, ignore_case: bool },
-    Contains { value: Box<str>, ignore_case: bool },
+    Exact {
+        value: Box<str>,
+        ignore_case: bool,
+    },
+    Prefix {
+        value: Box<str>,
+        ignore_case: bool,
+    },
+    Suffix {
+        value: Box<str>,
+        ignore_case: bool,
+    },
+    Contains {
+        value: Box<str>,
+        ignore_case: bool,
+    },
     /// The whole value must match; the pattern is anchored at conversion.
     Regex(Arc<regex::bytes::Regex>),
 }
@@ -21,10 +33,9 @@ impl StringMatch {
             StringMatch::Prefix { value: want, ignore_case } => {
                 value.get(..want.len()).is_some_and(|head| same(head, want.as_bytes(), *ignore_case))
             }
-            StringMatch::Suffix { value: want, ignore_case } => value
-                .len()
-                .checked_sub(want.len())
-                .is_some_and(|at| same(&value[at..], want.as_bytes(), *ignore_case)),
+            StringMatch::Suffix { value: want, ignore_case } => {
+                value.len().checked_sub(want.len()).is_some_and(|at| same(&value[at..], want.as_bytes(), *ignore_case))
+            }
             StringMatch::Contains { value: want, ignore_case } => {
                 want.is_empty() || value.windows(want.len()).any(|w| same(w, want.as_bytes(), *ignore_case))
             }

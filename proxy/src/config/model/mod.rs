@@ -32,7 +32,10 @@ use std::time::Duration;
 pub enum Address {
     Socket(SocketAddr),
     /// A Unix domain socket; a path that starts with `@` is in Linux's abstract namespace.
-    Pipe { path: PathBuf, mode: u32 },
+    Pipe {
+        path: PathBuf,
+        mode: u32,
+    },
 }
 
 impl std::fmt::Display for Address {

@@ -66,12 +66,21 @@ pub struct RouteMatch {
 /// Against the path without its query.
 #[derive(Debug, Clone)]
 pub enum PathMatch {
-    Prefix { value: Box<str>, ignore_case: bool },
-    Exact { value: Box<str>, ignore_case: bool },
+    Prefix {
+        value: Box<str>,
+        ignore_case: bool,
+    },
+    Exact {
+        value: Box<str>,
+        ignore_case: bool,
+    },
     /// The whole path; anchored.
     Regex(Arc<regex::bytes::Regex>),
     /// `/a` matches `/a` and `/a/b`, not `/ab`.
-    SeparatedPrefix { value: Box<str>, ignore_case: bool },
+    SeparatedPrefix {
+        value: Box<str>,
+        ignore_case: bool,
+    },
     /// CONNECT requests only.
     Connect,
 }
@@ -91,7 +100,10 @@ pub struct HeaderMatch {
 pub enum HeaderTest {
     String(StringMatch),
     /// Decimal integer in `[start, end)`.
-    Range { start: i64, end: i64 },
+    Range {
+        start: i64,
+        end: i64,
+    },
     Present(bool),
 }
 
@@ -155,7 +167,10 @@ pub enum PathRewrite {
     /// Replaces what `Prefix` or `Exact` matched.
     Prefix(Box<str>),
     /// `substitution` in the regex crate's syntax (`${1}`).
-    Regex { pattern: Arc<regex::bytes::Regex>, substitution: Box<str> },
+    Regex {
+        pattern: Arc<regex::bytes::Regex>,
+        substitution: Box<str>,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -165,7 +180,10 @@ pub enum HostRewrite {
     /// The endpoint's hostname.
     Auto,
     Header(HeaderName),
-    PathRegex { pattern: Arc<regex::bytes::Regex>, substitution: Box<str> },
+    PathRegex {
+        pattern: Arc<regex::bytes::Regex>,
+        substitution: Box<str>,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -227,7 +245,10 @@ pub enum RedirectPath {
     /// Path, with its own query when it has one.
     Path(Box<str>),
     Prefix(Box<str>),
-    Regex { pattern: Arc<regex::bytes::Regex>, substitution: Box<str> },
+    Regex {
+        pattern: Arc<regex::bytes::Regex>,
+        substitution: Box<str>,
+    },
 }
 
 #[derive(Debug, Clone)]

@@ -57,7 +57,10 @@ pub enum ValidationSource {
     Inline(Arc<ValidationContext>),
     Sds(SdsSecret),
     /// The secret's context merged over `default`.
-    Combined { default: Arc<ValidationContext>, secret: SdsSecret },
+    Combined {
+        default: Arc<ValidationContext>,
+        secret: SdsSecret,
+    },
 }
 
 /// A secret by name; `source` is `None` for a static secret of the bootstrap.

@@ -1,0 +1,1 @@
+//! The admin interface: Envoy's paths, in Envoy's shapes.

@@ -1,0 +1,1 @@
+//! The life of the process: start order, workers, readiness, drain, shutdown.

@@ -1,0 +1,215 @@
+//! Places for resources that arrive later: secrets, routes, endpoints.
+//!
+//! Whoever needs such a resource asks its [`Store`] for the [`Slot`] of its name; the first asker makes discovery subscribe
+//! to it, the last one to let go makes it unsubscribe. A slot is filled, and refilled, by discovery; readers load it
+//! without a lock.
+
+use crate::config::model::ConfigSource;
+use arc_swap::ArcSwapOption;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use tokio::sync::{mpsc, watch};
+
+/// What kind of resource a slot waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    Route,
+    Secret,
+    Assignment,
+}
+
+/// Name and source of a resource. `source` is `None` for resources given in the bootstrap.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Key {
+    pub name: Arc<str>,
+    pub source: Option<ConfigSource>,
+}
+
+/// Told to discovery when a slot is first asked for and when nobody holds it any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Want {
+    Subscribe(Kind, Key),
+    Unsubscribe(Kind, Key),
+}
+
+/// How far a slot has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing has arrived yet.
+    Waiting,
+    /// Has held a value since `generation` updates.
+    Filled(u64),
+    /// The wait ended without a value: the resource does not exist or its initial fetch timed out.
+    Missing,
+}
+
+/// The place of one resource. `load` is wait-free and meant for the path of a request.
+pub struct Slot<T> {
+    pub key: Key,
+    kind: Kind,
+    current: ArcSwapOption<T>,
+    progress: watch::Sender<Progress>,
+    wants: mpsc::UnboundedSender<Want>,
+}
+
+impl<T> Slot<T> {
+    pub fn load(&self) -> Option<Arc<T>> {
+        self.current.load_full()
+    }
+
+    /// As `load`, without touching the reference count.
+    pub fn borrow(&self) -> arc_swap::Guard<Option<Arc<T>>> {
+        self.current.load()
+    }
+
+    pub fn progress(&self) -> Progress {
+        *self.progress.borrow()
+    }
+
+    /// Whether warming need not wait for this slot any longer.
+    pub fn is_settled(&self) -> bool {
+        self.progress() != Progress::Waiting
+    }
+
+    /// Returns once a value has arrived or the wait was given up.
+    pub async fn settled(&self) {
+        let mut progress = self.progress.subscribe();
+        // the sender lives in self, so this cannot fail
+        let _ = progress.wait_for(|p| *p != Progress::Waiting).await;
+    }
+
+    /// A receiver that sees every later change.
+    pub fn watch(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    fn fill(&self, value: Option<Arc<T>>) {
+        let filled = value.is_some();
+        self.current.store(value);
+        self.progress.send_modify(|p| {
+            *p = match (*p, filled) {
+                (Progress::Filled(n), true) => Progress::Filled(n + 1),
+                (_, true) => Progress::Filled(1),
+                (_, false) => Progress::Missing,
+            }
+        });
+    }
+
+    fn give_up(&self) {
+        self.progress.send_if_modified(|p| {
+            let waiting = *p == Progress::Waiting;
+            if waiting {
+                *p = Progress::Missing;
+            }
+            waiting
+        });
+    }
+}
+
+impl<T> Drop for Slot<T> {
+    fn drop(&mut self) {
+        // discovery may be gone already: at shutdown nobody needs to unsubscribe
+        let _ = self.wants.send(Want::Unsubscribe(self.kind, self.key.clone()));
+    }
+}
+
+/// All slots of one kind.
+pub struct Store<T> {
+    kind: Kind,
+    wants: mpsc::UnboundedSender<Want>,
+    slots: Mutex<HashMap<Key, Weak<Slot<T>>>>,
+}
+
+impl<T> Store<T> {
+    pub fn new(kind: Kind, wants: mpsc::UnboundedSender<Want>) -> Store<T> {
+        Store { kind, wants, slots: Mutex::default() }
+    }
+
+    /// The slot of this name and source; made, and subscribed to, when it is the first time.
+    pub fn slot(&self, key: Key) -> Arc<Slot<T>> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = slots.get(&key).and_then(Weak::upgrade) {
+            return slot;
+        }
+        let slot = Arc::new(Slot {
+            key: key.clone(),
+            kind: self.kind,
+            current: ArcSwapOption::empty(),
+            progress: watch::Sender::new(Progress::Waiting),
+            wants: self.wants.clone(),
+        });
+        slots.insert(key.clone(), Arc::downgrade(&slot));
+        slots.retain(|_, slot| slot.strong_count() > 0);
+        // a closed channel means shutdown
+        let _ = self.wants.send(Want::Subscribe(self.kind, key));
+        slot
+    }
+
+    pub fn get(&self, key: &Key) -> Option<Arc<Slot<T>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).get(key).and_then(Weak::upgrade)
+    }
+
+    /// Fills the slot, if somebody holds it; says whether somebody does.
+    pub fn fill(&self, key: &Key, value: Arc<T>) -> bool {
+        self.get(key).map(|slot| slot.fill(Some(value))).is_some()
+    }
+
+    /// Empties the slot: the resource was removed by its source.
+    pub fn clear(&self, key: &Key) {
+        if let Some(slot) = self.get(key) {
+            slot.fill(None);
+        }
+    }
+
+    /// Ends the wait for a first value (`initial_fetch_timeout`, or the source says that there is none).
+    pub fn give_up(&self, key: &Key) {
+        if let Some(slot) = self.get(key) {
+            slot.give_up();
+        }
+    }
+
+    /// Every slot that somebody holds.
+    pub fn all(&self) -> Vec<Arc<Slot<T>>> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.values().filter_map(Weak::upgrade).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> Key {
+        Key { name: name.into(), source: None }
+    }
+
+    #[test]
+    fn the_first_asker_subscribes_and_the_last_unsubscribes() {
+        let (tx, mut rx) = mpsc::unbounded_channel();
+        let store: Store<u32> = Store::new(Kind::Route, tx);
+        let a = store.slot(key("r"));
+        let b = store.slot(key("r"));
+        assert_eq!(rx.try_recv().unwrap(), Want::Subscribe(Kind::Route, key("r")));
+        assert!(rx.try_recv().is_err());
+        assert!(store.fill(&key("r"), Arc::new(7)));
+        assert_eq!((*a.load().unwrap(), b.progress()), (7, Progress::Filled(1)));
+        drop(a);
+        assert!(rx.try_recv().is_err());
+        drop(b);
+        assert_eq!(rx.try_recv().unwrap(), Want::Unsubscribe(Kind::Route, key("r")));
+        assert!(!store.fill(&key("r"), Arc::new(8)));
+    }
+
+    #[tokio::test]
+    async fn a_wait_can_be_given_up_and_still_be_filled_later() {
+        let (tx, _rx) = mpsc::unbounded_channel();
+        let store: Store<u32> = Store::new(Kind::Secret, tx);
+        let slot = store.slot(key("s"));
+        assert!(!slot.is_settled());
+        store.give_up(&key("s"));
+        slot.settled().await;
+        assert_eq!((slot.progress(), slot.load()), (Progress::Missing, None));
+        store.fill(&key("s"), Arc::new(1));
+        assert_eq!(slot.progress(), Progress::Filled(1));
+    }
+}
