@@ -294,6 +294,9 @@ fn the_wildcard_is_said_aloud_once_names_stand_beside_it() {
     assert_eq!(t.said(), ["Cluster v='' names=[*,x] nonce=''"]);
     t.unsubscribe(&CDS, &["x"]);
     assert_eq!(t.said(), ["Cluster v='' names=[*] nonce=''"]);
+    // A new stream has heard no name, and begins anew.
+    t.reconnect();
+    assert_eq!(t.said(), ["Cluster v='' names=[] nonce='' node"]);
 }
 
 #[test]
