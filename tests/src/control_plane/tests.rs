@@ -117,7 +117,10 @@ async fn a_nack_is_recorded_and_a_stale_nonce_ignored() {
     client.ask(ask(CDS, &["c1"], "old")).await;
     client.expect_silence().await;
     client.ask(ask(CDS, &["c1"], &first.nonce)).await;
-    control_plane.wait_for("the ACK", |seen| seen.request.is_ack() && seen.request.names() == ["c1"]).await.unwrap();
+    control_plane
+        .wait_for("the ACK", |seen| seen.request.is_ack() && seen.request.nonce() == first.nonce)
+        .await
+        .unwrap();
     assert_eq!(control_plane.violations().len(), 1, "{:?}", control_plane.violations());
 }
 
