@@ -1,5 +1,7 @@
 //! The end-to-end harness: everything around a proxy that a test, an example or a benchmark needs.
 //!
+//! - [`proxy`]: starts our binary (and, for parity, the real Envoy) and talks to its admin page
+//! - [`load`]: an open-loop load generator
 //! - [`origin`]: servers that answer with their version and misbehave on demand
 //! - [`client`]: raw bytes, HTTP/1.1, HTTP/2, gRPC and WebSocket clients, plain and TLS
 //! - [`control_plane`]: an ADS server that keeps istiod's rules and breaks them on demand
@@ -11,5 +13,7 @@
 pub mod client;
 pub mod config;
 pub mod control_plane;
+pub mod load;
 pub mod origin;
+pub mod proxy;
 mod runtime;
