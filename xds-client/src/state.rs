@@ -50,6 +50,8 @@ struct TypeState {
     named: bool,
     /// A subscription change waits in the outbox.
     queued: bool,
+    /// Responses that the consumer has not answered, of whichever stream.
+    owed: usize,
     /// Delta: versions of what the consumer took.
     held: HashMap<String, String>,
     /// State of the world: the newest response that the consumer took.
@@ -230,6 +232,9 @@ impl Machine {
             self.outbox.push_back(Outgoing::Refusal { type_url, nonce: response.nonce.clone(), error });
             return None;
         };
+        if let Some(t) = self.types.get_mut(index) {
+            t.owed += 1;
+        }
         let delta = self.mode == Mode::Delta;
         let offered = response.resources.iter().filter(|r| delta && r.body.is_some());
         Some(Outstanding {
@@ -250,6 +255,7 @@ impl Machine {
         let Outstanding { stream, index, number, nonce, version, resources, removed } = response;
         let live = self.is_live(stream);
         let Some(t) = self.types.get_mut(index) else { return };
+        t.owed = t.owed.saturating_sub(1);
         let (error, refused) = match verdict {
             Verdict::Ack => (None, Vec::new()),
             Verdict::Nack { detail, refused } => (Some(detail), refused),
@@ -276,6 +282,8 @@ impl Machine {
         let version = error.is_none().then_some(version);
         if live {
             self.outbox.push_back(Outgoing::Answer { index, nonce, version, number, error });
+        } else {
+            self.queue_subscription(index);
         }
     }
 
@@ -326,9 +334,13 @@ impl Machine {
         if !self.live {
             return;
         }
+        let mode = self.mode;
         if let Some(t) = self.types.get_mut(index)
             && !t.queued
             && t.has_change()
+            // A delta stream begins with what is held. While a response of the last stream is still being applied, that is
+            // not known, and a resource taken from it that the server deleted meanwhile would stay for ever.
+            && (t.opened || t.owed == 0 || mode == Mode::Sotw)
         {
             t.queued = true;
             self.outbox.push_back(Outgoing::Subscription(index));
@@ -346,6 +358,7 @@ impl TypeState {
             opened: false,
             named: false,
             queued: false,
+            owed: 0,
             held: HashMap::new(),
             taken: Said::default(),
             version: Said::default(),

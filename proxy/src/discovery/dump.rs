@@ -1,6 +1,6 @@
 //! `/config_dump`: the ledger in the shape of `envoy.admin.v3.ConfigDump`.
 //!
-//! Resources are printed from the bytes they came as, by descriptors that are loaded for this page and dropped after it.
+//! Resources are printed from the bytes they came as.
 
 use super::{Ledger, Record, State};
 use serde_json::{Map, Value, json};
@@ -12,6 +12,8 @@ use xds_client::TypeUrl;
 use xds_protos::{Descriptors, Style};
 
 const BOOTSTRAP: &str = "envoy.config.bootstrap.v3.Bootstrap";
+/// Secrets never leave the process.
+const REDACTED: Style = Style { redact: true, defaults: false };
 
 /// The query of the page.
 #[derive(Debug, Clone, Default)]
@@ -80,7 +82,7 @@ impl Ledger {
 
 struct Page<'a> {
     ledger: &'a Ledger,
-    descriptors: Arc<Descriptors>,
+    descriptors: &'static Descriptors,
     name_regex: Option<regex::Regex>,
     warming: &'a Warming,
 }
@@ -88,7 +90,7 @@ struct Page<'a> {
 impl Page<'_> {
     /// A message as JSON, with its type.
     fn message(&self, type_name: &str, bytes: &[u8]) -> Value {
-        let body = self.descriptors.to_json(type_name, bytes, Style { redact: true });
+        let body = self.descriptors.to_json(type_name, bytes, REDACTED);
         let mut object = Map::new();
         object.insert("@type".into(), format!("type.googleapis.com/{type_name}").into());
         if let Value::Object(fields) = body {
@@ -104,7 +106,7 @@ impl Page<'_> {
 
     fn bootstrap(&self, config: &StaticConfig) -> Value {
         let mut fields = Map::new();
-        let bootstrap = self.descriptors.to_json(BOOTSTRAP, &config.bytes, Style { redact: true });
+        let bootstrap = self.descriptors.to_json(BOOTSTRAP, &config.bytes, REDACTED);
         fields.insert("bootstrap".into(), bootstrap);
         fields.insert("last_updated".into(), timestamp(config.loaded).into());
         section("BootstrapConfigDump", fields)

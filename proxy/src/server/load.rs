@@ -4,7 +4,7 @@ use crate::cli::Options;
 use crate::config::{self, Context, model};
 use std::path::Path;
 use std::time::SystemTime;
-use xds_protos::{Descriptors, Format, ParseOptions};
+use xds_protos::{Descriptors, Format, LoadError, ParseOptions};
 
 const BOOTSTRAP: &str = "envoy.config.bootstrap.v3.Bootstrap";
 
@@ -15,6 +15,8 @@ pub struct Loaded {
     pub bytes: Vec<u8>,
     /// Paths of unknown fields that were allowed.
     pub unknown_fields: Vec<String>,
+    /// Deprecated fields in use: path and full name.
+    pub deprecated_fields: Vec<(String, String)>,
     /// Fields without effect: path and meaning.
     pub warnings: Vec<(String, String)>,
     pub at: SystemTime,
@@ -25,17 +27,17 @@ pub struct Loaded {
 /// # Errors
 /// One line: the file, the field's path, what was found and what is expected.
 pub fn load(options: &Options) -> Result<Loaded, String> {
-    // dropped at the end of this function: descriptors are large and rarely needed
     let descriptors = Descriptors::shared();
     let mut bytes = Vec::new();
     let mut unknown_fields = Vec::new();
     let mut source = "--config-yaml".to_owned();
-    let parse_options = ParseOptions { allow_unknown_fields: options.allow_unknown_static_fields, ..ParseOptions::default() };
+    let mut deprecated_fields = Vec::new();
     let mut parse = |text: &str, name: &str, format: Format| -> Result<Vec<u8>, String> {
-        let parsed = descriptors
-            .parse(BOOTSTRAP, text, format, &parse_options)
-            .map_err(|errors| first_line(name, &errors.into_iter().map(|e| e.to_string()).collect::<Vec<_>>()))?;
-        unknown_fields.extend(parsed.unknown_fields.iter().map(ToString::to_string));
+        let allow_unknown_fields = options.allow_unknown_static_fields;
+        let parse_options = ParseOptions { allow_unknown_fields, file: Some(name) };
+        let parsed = descriptors.parse(BOOTSTRAP, text, format, parse_options).map_err(|errors| one_line(&errors))?;
+        unknown_fields.extend(parsed.unknown_fields.into_iter().map(|f| f.path));
+        deprecated_fields.extend(parsed.deprecated.into_iter().map(|f| (f.path, f.name)));
         Ok(parsed.bytes)
     };
     if let Some(path) = &options.config_path {
@@ -63,7 +65,7 @@ pub fn load(options: &Options) -> Result<Loaded, String> {
     let mut context = Context::for_static();
     let mut model = config::bootstrap(message, &mut context).map_err(|e| format!("{source}: {e}"))?;
     override_node(&mut model.node, options);
-    Ok(Loaded { model, bytes, unknown_fields, warnings: context.take_warnings(), at: SystemTime::now() })
+    Ok(Loaded { model, bytes, unknown_fields, deprecated_fields, warnings: context.take_warnings(), at: SystemTime::now() })
 }
 
 fn override_node(node: &mut model::Node, options: &Options) {
@@ -82,11 +84,10 @@ fn override_node(node: &mut model::Node, options: &Options) {
 }
 
 /// One line for several problems: the first, and how many more there are.
-fn first_line(name: &str, errors: &[String]) -> String {
+fn one_line(errors: &[LoadError]) -> String {
+    let first = errors.first().map_or_else(|| "cannot be read".to_owned(), LoadError::to_string);
     let more = errors.len().saturating_sub(1);
-    let first = errors.first().map_or("cannot be read", String::as_str);
-    let rest = if more > 0 { format!(" (and {more} more; --mode validate shows them)") } else { String::new() };
-    format!("{name}: {first}{rest}")
+    if more > 0 { format!("{first} (and {more} more)") } else { first }
 }
 
 fn extension(path: &Path) -> &str {

@@ -61,6 +61,11 @@ fn try_run(options: Options) -> Result<ExitCode, String> {
     for field in &loaded.unknown_fields {
         tracing::warn!("unknown field ignored: {field}");
     }
+    if !options.skip_deprecated_logs {
+        for (path, name) in &loaded.deprecated_fields {
+            tracing::warn!("{path}: deprecated field {name}");
+        }
+    }
     for (path, meaning) in &loaded.warnings {
         tracing::warn!("{path}: {meaning}");
     }
