@@ -305,6 +305,18 @@ fn a_dump_of_envoy_comes_back_as_envoy_printed_it() {
 }
 
 #[test]
+fn admin_pages_come_back_byte_for_byte() {
+    for (name, text, defaults) in [
+        ("envoy.admin.v3.Clusters", include_str!("../testdata/envoy-clusters.json"), false),
+        ("envoy.admin.v3.Certificates", include_str!("../testdata/envoy-certs.json"), true),
+    ] {
+        let parsed = Descriptors::load().parse(name, text, Format::Json, ParseOptions::default()).unwrap();
+        let printed = Descriptors::load().to_json(name, &parsed.bytes, Style { defaults, redact: false });
+        assert_eq!(to_pretty(&printed), text.trim_end());
+    }
+}
+
+#[test]
 fn dumps_of_istiod_come_back_whole() {
     for text in [
         include_str!("../testdata/istiod/gateway-ingress-config_dump.json"),
