@@ -48,11 +48,11 @@ pub fn load(options: &Options) -> Result<Loaded, String> {
             "pb_text" | "textproto" => {
                 return Err(format!("{source}: protobuf text is not read here; convert it to YAML or JSON"));
             }
-            ext => {
+            _ => {
                 let text = String::from_utf8(content).map_err(|e| {
                     format!("{source}: not UTF-8 at byte {}; expected YAML or JSON", e.utf8_error().valid_up_to())
                 })?;
-                parse(&text, &source, if ext == "json" { Format::Json } else { Format::Yaml })?
+                parse(&text, &source, Format::of_file(&source))?
             }
         };
     }
