@@ -4,6 +4,7 @@
 //! - [`load`]: an open-loop load generator
 //! - [`origin`]: servers that answer with their version and misbehave on demand
 //! - [`client`]: raw bytes, HTTP/1.1, HTTP/2, gRPC and WebSocket clients, plain and TLS
+//! - [`netns`]: network namespaces with the real redirect rules (root only)
 //! - [`control_plane`]: an ADS server that keeps istiod's rules and breaks them on demand
 //! - [`config`]: the usual resources as protobuf messages, and bootstraps as YAML
 //!
@@ -14,6 +15,7 @@ pub mod client;
 pub mod config;
 pub mod control_plane;
 pub mod load;
+pub mod netns;
 pub mod origin;
 pub mod proxy;
 mod runtime;
