@@ -24,7 +24,7 @@ impl XdsConnector {
 }
 
 impl Connect for XdsConnector {
-    fn connect(&self) -> BoxFuture<io::Result<BoxIo>> {
+    fn connect(&self) -> BoxFuture<'static, io::Result<BoxIo>> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         Box::pin(open(Arc::clone(&self.slot), turn))
     }

@@ -8,6 +8,8 @@ mod body;
 mod http1;
 mod http2;
 mod lease;
+#[cfg(test)]
+mod tests;
 
 pub use body::{RequestBody, ResponseBody};
 pub(super) use lease::ActiveRequest;
