@@ -96,8 +96,8 @@ impl EndpointSet {
         self.priorities.iter().map(|p| p.degraded).sum()
     }
 
-    /// The set after `self`. Hosts of equal address, host name and transport selector are kept; the ones that are gone
-    /// are marked removed unless `shared` (another set, of the cluster version before, still owns them).
+    /// The set after `self`. Hosts of equal address, host name and transport selector are kept; the caller marks the
+    /// ones that are gone once the new set is in use.
     pub(super) fn next(&self, assignment: &LoadAssignment, panic_threshold: f64) -> (EndpointSet, Change) {
         let mut known: HashMap<&Address, &Arc<Host>> = self.hosts().map(|h| (&h.address.0, h)).collect();
         let mut ids = FreeIds::new(self.hosts().map(|h| h.id));
@@ -198,11 +198,11 @@ fn shares(priorities: &[PriorityHosts], factor: u32, panic_threshold: f64) -> Bo
         for (priority, p) in priorities.iter().enumerate().filter(|(_, p)| !p.hosts.is_empty()) {
             shares.push(Share { priority, part: Part::All, percent: (100 * p.hosts.len() / all) as u32 });
         }
-    } else if total > 0 {
+    } else {
         let mut left = 100;
         for (part, capacities) in [(Part::Healthy, &healthy), (Part::Degraded, &degraded)] {
             for (priority, capacity) in capacities.iter().enumerate() {
-                let percent = (capacity * 100 / total).min(left);
+                let percent = (capacity * 100).checked_div(total).unwrap_or(0).min(left);
                 left -= percent;
                 if percent > 0 {
                     let part = if panic[priority] { Part::All } else { part };

@@ -5,17 +5,15 @@
 
 use super::cluster::{Cluster, Place};
 use super::dns::{self, Resolvers};
-use super::host::{Host, HostFacts};
 use super::slot::{ClusterSlot, SlotIds};
+use super::status::ClusterStatus;
 use super::xds_connector::XdsConnector;
 use crate::config::ConfigError;
-use crate::config::model::{ClusterConfig, ClusterDiscovery, HealthStatus, LoadAssignment, Locality, Thresholds};
-use crate::net::UpstreamAddr;
+use crate::config::model::{ClusterConfig, ClusterDiscovery, LoadAssignment};
 use crate::slots::{Key, Slot, Store};
 use crate::stats::{Counter, Gauge, Registry};
 use crate::tls::Secrets;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -390,96 +388,188 @@ async fn follow_assignments(
     }
 }
 
-/// One cluster as /clusters shows it.
-#[derive(Debug, Clone)]
-pub struct ClusterStatus {
-    pub name: Arc<str>,
-    pub observability_name: Arc<str>,
-    pub added_via_api: bool,
-    /// Indexed by `Priority as usize`.
-    pub thresholds: [Thresholds; 2],
-    pub eds_service_name: Option<Arc<str>>,
-    pub hosts: Vec<HostStatus>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::model::{ConfigSource, ConfigSourceKind};
+    use crate::upstream::testing::{assignment, config, endpoint, manager};
 
-/// One host as /clusters shows it.
-#[derive(Debug, Clone)]
-pub struct HostStatus {
-    pub address: UpstreamAddr,
-    pub hostname: Box<str>,
-    pub cx_active: u64,
-    pub cx_connect_fail: u64,
-    pub cx_total: u64,
-    pub rq_active: u64,
-    pub rq_error: u64,
-    pub rq_pending_active: u64,
-    pub rq_success: u64,
-    pub rq_timeout: u64,
-    pub rq_total: u64,
-    /// `healthy`, or flags as Envoy writes them, e.g. `/failed_eds_health`.
-    pub health_flags: &'static str,
-    pub eds_health: HealthStatus,
-    pub weight: u32,
-    pub locality: Arc<Locality>,
-    pub canary: bool,
-    pub priority: u32,
-    /// Percent; -1 without outlier detection.
-    pub success_rate: f64,
-    pub local_origin_success_rate: f64,
-}
+    fn run<F: Future<Output = ()>>(test: F) {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_all().build_local(tokio::runtime::LocalOptions::default()).unwrap();
+        runtime.block_on(test);
+    }
 
-impl ClusterStatus {
-    fn of(cluster: &Cluster) -> ClusterStatus {
-        let config = &cluster.config;
-        let hosts: Vec<HostStatus> = match &cluster.original_dst {
-            Some(made) => made.all().iter().map(|host| HostStatus::of(host)).collect(),
-            None => cluster.endpoints().hosts().map(|host| HostStatus::of(host)).collect(),
-        };
-        ClusterStatus {
-            name: Arc::clone(&config.name),
-            observability_name: Arc::clone(&config.stat_name),
-            added_via_api: cluster.added_via_api,
-            thresholds: config.circuit_breakers,
-            eds_service_name: match &config.discovery {
-                ClusterDiscovery::Eds { service_name, .. } => Some(Arc::clone(service_name)),
-                _ => None,
-            },
-            hosts,
+    async fn settle() {
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
         }
     }
-}
 
-impl HostStatus {
-    fn of(host: &Host) -> HostStatus {
-        let facts: &HostFacts = &host.facts();
-        let gauge = |cell: &AtomicU32| u64::from(cell.load(Ordering::Relaxed));
-        let counter = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
-        let stats = &host.stats;
-        HostStatus {
-            address: host.address.clone(),
-            hostname: host.hostname.clone(),
-            cx_active: gauge(&stats.cx_active),
-            cx_connect_fail: counter(&stats.cx_connect_fail),
-            cx_total: counter(&stats.cx_total),
-            rq_active: gauge(&stats.rq_active),
-            rq_error: counter(&stats.rq_error),
-            rq_pending_active: gauge(&stats.rq_pending_active),
-            rq_success: counter(&stats.rq_success),
-            rq_timeout: counter(&stats.rq_timeout),
-            rq_total: counter(&stats.rq_total),
-            health_flags: match facts.health {
-                HealthStatus::Unknown | HealthStatus::Healthy => "healthy",
-                HealthStatus::Unhealthy | HealthStatus::Timeout => "/failed_eds_health",
-                HealthStatus::Draining => "/eds_status_draining",
-                HealthStatus::Degraded => "/degraded_eds_health",
-            },
-            eds_health: facts.health,
-            weight: facts.weight,
-            locality: Arc::clone(&facts.locality),
-            canary: host.is_canary(),
-            priority: facts.priority,
-            success_rate: -1.0,
-            local_origin_success_rate: -1.0,
-        }
+    fn source() -> ConfigSource {
+        ConfigSource { kind: ConfigSourceKind::Ads, initial_fetch_timeout: None }
+    }
+
+    fn eds(name: &str, service: &str, hash: u64) -> Arc<ClusterConfig> {
+        let discovery = ClusterDiscovery::Eds { service_name: service.into(), source: source() };
+        Arc::new(ClusterConfig { hash, ..config(name, discovery) })
+    }
+
+    fn fixed(name: &str, port: u16, hash: u64) -> Arc<ClusterConfig> {
+        let discovery = ClusterDiscovery::Static(assignment(vec![(0, vec![endpoint(port)])]));
+        Arc::new(ClusterConfig { hash, ..config(name, discovery) })
+    }
+
+    fn key(service: &str) -> Key {
+        Key { name: service.into(), source: Some(source()) }
+    }
+
+    fn ports(cluster: &Cluster) -> Vec<String> {
+        cluster.endpoints().hosts().map(|h| h.address.to_string()).collect()
+    }
+
+    fn give(store: &Store<LoadAssignment>, service: &str, of: &[u16]) {
+        let endpoints = of.iter().map(|port| endpoint(*port)).collect();
+        store.fill(&key(service), Arc::new(assignment(vec![(0, endpoints)])));
+    }
+
+    #[test]
+    fn a_slot_outlives_its_cluster_and_an_equal_push_is_no_update() {
+        run(async {
+            let (manager, _) = manager();
+            let slot = manager.slot("a");
+            assert!(slot.load().is_none());
+            assert_eq!(manager.add_or_update(fixed("a", 1, 1), true), Ok(Update::Live));
+            let first = slot.load().unwrap();
+            assert_eq!(manager.add_or_update(fixed("a", 1, 1), true), Ok(Update::Unchanged));
+            assert!(Arc::ptr_eq(&first, &slot.load().unwrap()));
+            assert_eq!(manager.add_or_update(fixed("a", 1, 2), true), Ok(Update::Live));
+            let second = slot.load().unwrap();
+            assert!(first.is_retired() && !second.is_retired());
+            let host = |c: &Cluster| Arc::clone(c.endpoints().hosts().next().unwrap());
+            assert!(Arc::ptr_eq(&host(&first), &host(&second)) && !host(&second).is_removed());
+            assert!(manager.remove("a") && !manager.remove("a"));
+            assert!(slot.load().is_none() && second.is_retired());
+            let stats = &manager.stats;
+            assert_eq!((stats.added.value(), stats.modified.value(), stats.removed.value()), (1, 1, 1));
+            assert_eq!(stats.active.value(), 0);
+        });
+    }
+
+    #[test]
+    fn an_eds_cluster_warms_until_its_endpoints_arrive() {
+        run(async {
+            let (manager, store) = manager();
+            assert_eq!(manager.add_or_update(eds("a", "svc", 1), true), Ok(Update::Warming));
+            assert_eq!(manager.add_or_update(eds("a", "svc", 1), true), Ok(Update::Unchanged));
+            settle().await;
+            assert_eq!((manager.warming(), manager.stats.warming.value()), (vec!["a".into()], 1));
+            assert!(manager.slot("a").load().is_none());
+            give(&store, "svc", &[1, 2]);
+            manager.all_warm().await;
+            let cluster = manager.slot("a").load().unwrap();
+            assert_eq!(ports(&cluster), ["127.0.0.1:1", "127.0.0.1:2"]);
+            let kept = Arc::clone(cluster.endpoints().hosts().nth(1).unwrap());
+            give(&store, "svc", &[2, 3]);
+            settle().await;
+            assert_eq!(ports(&cluster), ["127.0.0.1:2", "127.0.0.1:3"]);
+            assert!(Arc::ptr_eq(cluster.endpoints().hosts().next().unwrap(), &kept));
+            store.clear(&key("svc"));
+            settle().await;
+            assert_eq!(ports(&cluster).len(), 2, "an assignment that goes away changes nothing");
+            assert_eq!(cluster.update_stats().update_empty.value(), 1);
+        });
+    }
+
+    #[test]
+    fn the_running_version_serves_while_the_next_one_warms() {
+        run(async {
+            let (manager, store) = manager();
+            let slot = manager.slot("a");
+            manager.add_or_update(fixed("a", 1, 1), true).unwrap();
+            let first = slot.load().unwrap();
+            manager.add_or_update(eds("a", "svc", 2), true).unwrap();
+            manager.add_or_update(eds("a", "other", 3), true).unwrap();
+            settle().await;
+            assert!(Arc::ptr_eq(&slot.load().unwrap(), &first) && !first.is_retired());
+            give(&store, "svc", &[9]);
+            settle().await;
+            assert!(Arc::ptr_eq(&slot.load().unwrap(), &first), "that version is wanted no more");
+            give(&store, "other", &[1]);
+            manager.all_warm().await;
+            let next = slot.load().unwrap();
+            assert_eq!((next.config.hash, ports(&next)), (3, vec!["127.0.0.1:1".to_owned()]));
+        });
+    }
+
+    #[test]
+    fn going_back_to_what_runs_ends_the_warming() {
+        run(async {
+            let (manager, _store) = manager();
+            manager.add_or_update(fixed("a", 1, 1), true).unwrap();
+            manager.add_or_update(eds("a", "svc", 2), true).unwrap();
+            assert_eq!(manager.add_or_update(fixed("a", 1, 1), true), Ok(Update::Unchanged));
+            manager.all_warm().await;
+        });
+    }
+
+    #[test]
+    fn a_cluster_with_known_endpoints_is_live_at_once() {
+        run(async {
+            let (manager, store) = manager();
+            manager.add_or_update(eds("a", "svc", 1), true).unwrap();
+            give(&store, "svc", &[1]);
+            manager.all_warm().await;
+            assert_eq!(manager.add_or_update(eds("a", "svc", 2), true), Ok(Update::Live));
+            let cluster = manager.slot("a").load().unwrap();
+            give(&store, "svc", &[1, 2]);
+            settle().await;
+            assert_eq!(ports(&cluster).len(), 2);
+        });
+    }
+
+    #[test]
+    fn an_endpoint_set_that_never_comes_ends_the_warming_empty() {
+        run(async {
+            let (manager, store) = manager();
+            manager.add_or_update(eds("a", "svc", 1), true).unwrap();
+            settle().await;
+            store.give_up(&key("svc"));
+            manager.all_warm().await;
+            assert!(ports(&manager.slot("a").load().unwrap()).is_empty());
+        });
+    }
+
+    #[test]
+    fn clusters_of_the_bootstrap_are_not_for_the_api() {
+        run(async {
+            let (manager, _) = manager();
+            manager.add_or_update(fixed("a", 1, 1), false).unwrap();
+            assert_eq!(manager.add_or_update(fixed("a", 2, 2), true), Ok(Update::Unchanged));
+            assert!(!manager.remove("a"));
+            let [status] = &manager.statuses()[..] else { panic!("one cluster") };
+            assert_eq!((&*status.name, status.added_via_api, status.hosts.len()), ("a", false, 1));
+            assert_eq!((status.hosts[0].health_flags, status.hosts[0].success_rate), ("healthy", -1.0));
+        });
+    }
+
+    #[test]
+    fn the_xds_client_gets_a_counted_connection() {
+        run(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let (manager, _) = manager();
+            assert!(manager.xds_connector("xds").is_none());
+            let port = listener.local_addr().unwrap().port();
+            manager.add_or_update(fixed("xds", port, 1), false).unwrap();
+            let connector = manager.xds_connector("xds").unwrap();
+            let stream = connector.connect().await.unwrap();
+            let cluster = manager.slot("xds").load().unwrap();
+            let stats = cluster.stats();
+            assert_eq!((stats.upstream_cx_active.value(), stats.upstream_cx_http2_total.value()), (1, 1));
+            drop((stream, listener));
+            assert_eq!(stats.upstream_cx_active.value(), 0);
+            assert!(connector.connect().await.is_err());
+            assert_eq!((stats.upstream_cx_connect_fail.value(), stats.upstream_cx_active.value()), (1, 0));
+        });
     }
 }

@@ -75,10 +75,9 @@ async fn listen() -> (TcpListener, SocketAddr) {
 
 /// Runs a test as a worker would: one thread, tasks that need not be `Send`.
 fn run<F: Future<Output = ()> + 'static>(test: F) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let local = tokio::task::LocalSet::new();
-    let bounded = tokio::time::timeout(Duration::from_secs(20), test);
-    local.block_on(&runtime, bounded).expect("the test ends");
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build_local(tokio::runtime::LocalOptions::default()).unwrap();
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), test).await }).expect("the test ends");
 }
 
 /// Lets every task run until nothing is left to do at once.
