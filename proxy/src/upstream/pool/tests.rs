@@ -179,6 +179,7 @@ fn requests_over_the_limit_are_refused() {
         let f = Fixture::new(address, |c| c.circuit_breakers[0].max_requests = 1);
         let held = f.lease().await.unwrap();
         assert_eq!(f.lease().await.err().unwrap().kind, UpstreamErrorKind::Overflow);
+        assert_eq!(f.cluster.stats().upstream_rq_active_overflow.value(), 1);
         drop(held);
         f.get().await;
     });
@@ -198,7 +199,9 @@ fn a_refused_connection_fails_all_who_wait() {
         assert_eq!((a.err().unwrap(), b.err().unwrap()), (wanted.clone(), wanted));
         settle().await;
         assert_eq!((f.in_flight(), f.connections()), ([0; 4], [0, 0]));
-        assert_eq!(f.cluster.stats().upstream_cx_connect_fail.value(), 2);
+        let stats = f.cluster.stats();
+        assert_eq!((stats.upstream_cx_connect_fail.value(), stats.upstream_cx_destroy_remote.value()), (2, 2));
+        assert_eq!((stats.upstream_rq_total.value(), stats.upstream_rq_pending_failure_eject.value()), (0, 2));
         assert_eq!(f.host.stats.cx_connect_fail.load(Ordering::Relaxed), 2);
     });
 }
