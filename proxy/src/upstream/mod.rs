@@ -239,6 +239,18 @@ pub struct UpstreamConnectionInfo {
 /// A response body; gives its connection back to the pool at its end, or closes it when dropped before.
 pub struct ResponseBody {}
 
+impl http_body::Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, BodyError>>> {
+        todo!()
+    }
+}
+
 /// A raw upstream connection; counted against the breakers until dropped.
 pub struct TcpLease {
     pub transport: Transport,
