@@ -10,7 +10,7 @@ pub use state::{Lifecycle, Memory, State};
 
 use crate::access_log::LogFiles;
 use crate::cli::{Mode, Options};
-use crate::discovery::{Discovery, Parts, StaticConfig, Strictness};
+use crate::discovery::{Discovery, Parts, StaticConfig};
 use crate::drain::Drain;
 use crate::listener::ListenerManager;
 use crate::network::NetworkChain;
@@ -138,7 +138,8 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
     let workers = options.workers();
     tracing::info!("initializing {} with {workers} workers", crate::cli::version());
     let Foundation { services, assignments, wants } = foundation(&options, &loaded);
-    crate::stats::install_recorder(&services.registry);
+    // only the first server of a process (tests have several) gets what libraries count
+    let _ = metrics::set_global_recorder(crate::stats::Facade::new(services.registry.clone()));
     services.registry.adopt_thread();
     let lifecycle = Lifecycle::new(&services.registry, workers, services.drain.clone());
     lifecycle.count_unknown_static_fields(loaded.unknown_fields.len());
@@ -159,10 +160,7 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
         listeners: listeners.clone(),
         wants,
         bootstrap: bootstrap.clone(),
-        strictness: Strictness {
-            reject_unknown_fields: options.reject_unknown_dynamic_fields,
-            skip_deprecated_logs: options.skip_deprecated_logs,
-        },
+        reject_unknown_fields: options.reject_unknown_dynamic_fields,
     });
     record_static(&discovery, &loaded.bytes);
     if let Some(admin) = &bootstrap.admin {
