@@ -157,9 +157,15 @@ fn from_re2(pattern: &str) -> String {
                 out.push(c);
                 after
             }
-            '-' if in_class && after.starts_with('-') => {
+            // `--` is an operator to the crate. At the start of a class the first of them is the plain one, elsewhere
+            // the second, which then ends a range.
+            '-' if in_class && after.starts_with('-') && (out.ends_with('[') || out.ends_with("[^")) => {
                 out.push_str("\\-");
                 after
+            }
+            '-' if in_class && after.starts_with('-') => {
+                out.push_str("-\\-");
+                &after[1..]
             }
             '{' if !in_class && !is_repetition(after) => {
                 out.push_str("\\{");
@@ -264,7 +270,7 @@ mod tests {
         );
         assert!(matches("[^]a]", "b") && !matches("[^]a]", "]"));
         assert!(matches(r"\Qa.b(\E+", "a.b((") && !matches(r"\Qa.b\E", "axb"));
-        assert!(matches(r"\x{41}\C", "A\n") && matches(r"\d{3}", "123") && matches("[+--]", ","));
+        assert!(matches(r"\x{41}\C", "A\n") && matches(r"\d{3}", "123") && matches("[+--]", ",") && matches("[--/]", "."));
     }
 
     #[test]
