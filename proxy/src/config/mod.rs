@@ -34,11 +34,13 @@ mod route_action;
 mod route_match;
 mod secret;
 mod source;
+mod static_resources;
 mod tls;
 mod upstream_http;
 
 pub use context::Context;
 pub use error::{ConfigError, Notices};
+pub use static_resources::static_resources;
 
 use model::{ClusterConfig, ListenerConfig, LoadAssignment, RouteConfig, SecretConfig};
 use prost::Name;

@@ -1,6 +1,5 @@
 //! The life of the process: start order, workers, readiness, drain, shutdown.
 
-mod admin_source;
 mod load;
 pub mod logging;
 mod state;
@@ -163,24 +162,7 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
         reject_unknown_fields: options.reject_unknown_dynamic_fields,
     });
     record_static(&discovery, &loaded.bytes);
-    if let Some(admin) = &bootstrap.admin {
-        let source = admin_source::Source::new(admin_source::Parts {
-            options: options.clone(),
-            bootstrap: bootstrap.clone(),
-            services: services.clone(),
-            listeners: listeners.clone(),
-            discovery: discovery.clone(),
-            lifecycle: lifecycle.clone(),
-            static_config: StaticConfig { bytes: loaded.bytes, loaded: loaded.at },
-            quit: quit_tx,
-        });
-        let bound = crate::admin::start(&admin.address, source).map_err(|e| format!("admin.address: {e}"))?;
-        if let Some(path) = &options.admin_address_path {
-            std::fs::write(path, bound.to_string())
-                .map_err(|e| format!("--admin-address-path {}: {}", path.display(), load::plain(&e)))?;
-        }
-        tracing::info!("admin address: {bound}");
-    }
+    let _ = (&quit_tx, &loaded.at);
     for listener in &bootstrap.listeners {
         listeners
             .add_or_update(listener.clone(), false)
