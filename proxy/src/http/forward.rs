@@ -52,7 +52,7 @@ pub(super) async fn forward(
         .map_err(|()| Reply::new(StatusCode::BAD_REQUEST, "", "path_normalization_failed"))?;
     exchange.capture_request(&parts.headers);
     let limit = if policy.is_some() { exchange.down.buffer_limit as usize } else { 0 };
-    if !http_body::Body::is_end_stream(&incoming) && !is_upgrade {
+    if exchange.has_body && !is_upgrade {
         let trailers = exchange.down.http2 || manager.config.http1.enable_trailers;
         exchange.source = Some(Source::new(incoming, limit, trailers, exchange.start));
     }
