@@ -165,7 +165,7 @@ impl Exchange {
     /// Counts for the cluster and the route.
     pub fn charge(&self, event: Event) {
         if let Some(upstream) = &self.upstream {
-            upstream_stats::charge(&upstream.cluster, event);
+            upstream_stats::charge(&upstream.cluster, event, !self.external);
         }
         if let Some(stats) = self.route.as_ref().and_then(Selected::stats) {
             stats.charge(event);
