@@ -1,9 +1,10 @@
 //! Network (L4) filters: what a filter chain does with a connection once its transport is up.
 
 mod copy;
+mod splice;
 mod tcp_proxy;
 
-pub use copy::{CHUNK, CopyError, Direction, copy_bidirectional};
+pub use copy::{CHUNK, CopyError, Direction, copy_bidirectional, copy_transports};
 pub use tcp_proxy::TcpProxy;
 
 use crate::access_log::ConnectionInfo;

@@ -1,6 +1,6 @@
 //! `envoy.filters.network.tcp_proxy`: bytes to an endpoint of a cluster and back.
 
-use super::{Connection, CopyError, Direction, Worker, copy_bidirectional};
+use super::{Connection, CopyError, Direction, Worker, copy_transports};
 use crate::access_log::{self, AccessLogs, Captured, ConnectionInfo, Flag, ResponseFlags, Timings, UpstreamView};
 use crate::config::ConfigError;
 use crate::config::model::TcpProxyConfig;
@@ -205,7 +205,7 @@ impl TcpProxy {
             };
             tokio::select! {
                 biased;
-                copied = copy_bidirectional(&mut transport, &mut upstream, buffer_limit as usize, moved) => {
+                copied = copy_transports(&mut transport, &mut upstream, buffer_limit as usize, moved) => {
                     Ended::Copied(copied)
                 }
                 () = idle(self.config.idle_timeout, progress) => Ended::Idle,
