@@ -401,3 +401,47 @@ fn a_unix_socket_is_a_listener_too() {
         assert_eq!(&got, b"one");
     });
 }
+
+#[test]
+fn a_connection_is_handed_to_the_listener_of_its_destination() {
+    on_this_thread(async {
+        let w = world();
+        for name in ["first", "exact", "wildcard"] {
+            w.origin(name).await;
+        }
+        w.manager.start_workers();
+        // a transparent listener takes the address that was connected to for the original one: no iptables needed
+        let mut config = listener(vec![chain("first", 1)]);
+        config.address = Address::Socket("0.0.0.0:0".parse().unwrap());
+        (config.transparent, config.use_original_dst) = (true, true);
+        if let Err(e) = w.manager.add_or_update(Arc::new(config), true) {
+            eprintln!("SKIPPED, needs CAP_NET_ADMIN: {e}");
+            return;
+        }
+        tokio::task::yield_now().await;
+        let port = w.manager.views()[0].addresses[0].port();
+        let reach = async |ip: [u8; 4], expected: &str| {
+            let mut stream = TcpStream::connect(SocketAddr::from((ip, port))).await.unwrap();
+            greeting(&mut stream, expected).await;
+        };
+        reach([127, 0, 0, 5], "first").await;
+        let unbound = |name: &str, ip: [u8; 4]| {
+            let mut config = listener(vec![chain(name, 1)]);
+            config.name = name.into();
+            config.address = Address::Socket(SocketAddr::from((ip, port)));
+            config.bind_to_port = false;
+            config
+        };
+        w.add(unbound("exact", [127, 0, 0, 5]));
+        tokio::task::yield_now().await;
+        reach([127, 0, 0, 5], "exact").await;
+        reach([127, 0, 0, 6], "first").await;
+        w.add(unbound("wildcard", [0, 0, 0, 0]));
+        tokio::task::yield_now().await;
+        reach([127, 0, 0, 6], "wildcard").await;
+        reach([127, 0, 0, 5], "exact").await;
+        assert!(w.manager.remove("exact") && w.manager.remove("wildcard"));
+        tokio::task::yield_now().await;
+        reach([127, 0, 0, 5], "first").await;
+    });
+}
