@@ -278,7 +278,8 @@ async fn attempt(
                 }
                 unsent => {
                     let failure = Failure::Send(error.kind, unsent.is_some());
-                    return Err(Ended::Failed(Failed { failure, detail: error.detail }));
+                    // Envoy names the kind only
+                    return Err(Ended::Failed(Failed { failure, detail: String::new() }));
                 }
             },
             Err(kind) => return Err(ran_out(kind)),
