@@ -126,6 +126,22 @@ impl Cluster {
         self.retired.store(true, Ordering::Release);
     }
 
+    /// Counts a request, or raw connection, as active at `host`, until `end_request`.
+    pub(super) fn begin_request(&self, host: &Host, priority: Priority) {
+        self.breakers(priority).requests.take();
+        let stats = self.stats();
+        stats.upstream_rq_total.inc();
+        stats.upstream_rq_active.inc();
+        host.stats.rq_total.fetch_add(1, Ordering::Relaxed);
+        host.stats.rq_active.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn end_request(&self, host: &Host, priority: Priority) {
+        self.breakers(priority).requests.give_back();
+        self.stats().upstream_rq_active.dec();
+        host.stats.rq_active.fetch_sub(1, Ordering::Relaxed);
+    }
+
     pub(super) fn scope(&self) -> Scope {
         self.registry.scope(&format!("cluster.{}.", self.config.stat_name))
     }
@@ -163,6 +179,8 @@ impl Cluster {
         self.config_stats.membership_total.set(set.len() as u64);
         self.config_stats.membership_healthy.set(set.healthy() as u64);
         self.config_stats.membership_degraded.set(set.degraded() as u64);
+        let heaviest = set.hosts().map(|h| h.facts().weight).max().unwrap_or(0);
+        self.config_stats.max_host_weight.set(heaviest.into());
     }
 
     /// The transport for an endpoint: the first match whose criteria its metadata fulfils, else the cluster's own.

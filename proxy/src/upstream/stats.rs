@@ -41,7 +41,7 @@ stats! {
             upstream_cx_destroy, upstream_cx_destroy_local, upstream_cx_destroy_remote,
             upstream_cx_destroy_with_active_rq, upstream_cx_destroy_local_with_active_rq,
             upstream_cx_destroy_remote_with_active_rq, upstream_cx_rx_bytes_total, upstream_cx_tx_bytes_total,
-            upstream_rq_total, upstream_rq_pending_total, upstream_rq_pending_overflow,
+            upstream_rq_total, upstream_rq_pending_total, upstream_rq_pending_overflow, upstream_rq_active_overflow,
             upstream_rq_pending_failure_eject, upstream_rq_timeout, upstream_rq_per_try_timeout,
             upstream_rq_per_try_idle_timeout, upstream_rq_max_duration_reached, upstream_rq_cancelled,
             upstream_rq_maintenance_mode, upstream_rq_retry, upstream_rq_retry_success, upstream_rq_retry_overflow,
@@ -52,6 +52,7 @@ stats! {
         gauges { upstream_cx_active, upstream_rq_active, upstream_rq_pending_active }
         connect_ms: Histogram = |s: &Scope| s.histogram("upstream_cx_connect_ms", Unit::Milliseconds),
         length_ms: Histogram = |s: &Scope| s.histogram("upstream_cx_length_ms", Unit::Milliseconds),
+        requests_per_connection: Histogram = |s: &Scope| s.histogram("upstream_rq_per_cx", Unit::Unspecified),
         all: Responses = |s: &Scope| Responses::new(s.clone()),
         external: OnceLock<Box<Responses>> = |_: &Scope| OnceLock::new(),
         internal: OnceLock<Box<Responses>> = |_: &Scope| OnceLock::new(),
@@ -89,6 +90,10 @@ impl ClusterStats {
         self.length_ms.record_duration(time);
     }
 
+    pub(super) fn connection_served(&self, requests: u32) {
+        self.requests_per_connection.record(requests.into());
+    }
+
     fn by_origin(&self, internal: bool) -> &Responses {
         let (cell, prefix) = if internal { (&self.internal, "internal.") } else { (&self.external, "external.") };
         cell.get_or_init(|| Box::new(Responses::new(self.scope.scope(prefix))))
@@ -119,7 +124,7 @@ stats! {
     /// What configuration and discovery do to a cluster. Made with the cluster.
     ConfigStats {
         counters { membership_change }
-        gauges { membership_total, membership_healthy, membership_degraded, membership_excluded }
+        gauges { membership_total, membership_healthy, membership_degraded, membership_excluded, max_host_weight }
         updates: OnceLock<Box<UpdateStats>> = |_: &Scope| OnceLock::new(),
     }
 }
