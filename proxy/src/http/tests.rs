@@ -450,6 +450,28 @@ fn requests_reach_the_endpoint_with_envoys_headers() {
 }
 
 #[test]
+fn header_formats_see_the_request_and_leave_out_what_is_absent() {
+    run(async {
+        let add = |name, value: &str| HeaderAdd {
+            name: http::HeaderName::from_static(name),
+            value: value.into(),
+            action: AppendAction::OverwriteIfExistsOrAdd,
+            keep_empty: false,
+        };
+        let mut formatted = route("/", direct(200, "hi"));
+        formatted.response_headers.add = vec![
+            add("x-found", "<%REQ(x-in)%|%REQ(:path)%>"),
+            add("x-absent", "%REQ(nope)%"),
+            add("x-dash", "%REQ(nope)%-"),
+        ];
+        let proxy = Proxy::start(hcm(), vec![formatted], Vec::new()).await;
+        let reply = proxy.talk(b"GET /p HTTP/1.1\r\nHost: h\r\nx-in: 1\r\n\r\n").await;
+        assert!(reply.has("x-found: <1|/p>\r\n") && reply.has("x-dash: -\r\n"), "{}", reply.text);
+        assert!(!reply.has("x-absent"), "{}", reply.text);
+    });
+}
+
+#[test]
 fn bodies_are_passed_on_with_their_framing() {
     run(async {
         let address = endpoint(echo).await;
@@ -630,7 +652,7 @@ fn the_task_of_a_connection_is_small() {
         let services = manager.services.clone();
         let worker = Rc::new(Worker { index: 0, upstream: WorkerUpstream::new(services.clusters.clone()), services });
         let future = manager.serve(connection, worker);
-        let size = std::mem::size_of_val(&future);
+        let size = size_of_val(&future);
         // every idle connection of a gateway costs this much, besides the codec's boxed state and buffers
         assert!(size <= 2048, "{size} bytes");
     });
