@@ -11,13 +11,14 @@ use super::routes::{RequestView, Selected};
 use super::upgrade::{Wish, tunnel};
 use super::{forward, headers, names, rewrite, rules};
 use crate::access_log::{ConnectionInfo, Flag};
-use crate::config::model::{CodecType, HcmConfig, HeaderCase, RequireTls, RouteAction};
+use crate::config::model::{CodecType, HcmConfig, HeaderCase, RequireTls, RouteAction, ServerHeader};
 use crate::drain::Drain;
 use crate::network::{Connection, Worker};
 use crate::upstream::ResponseBody;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -30,6 +31,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
 use tokio::time::{Instant, Sleep};
@@ -55,8 +57,8 @@ pub(super) fn h1_builder(config: &HcmConfig) -> http1::Builder {
     let head = config.max_request_headers_bytes as usize;
     builder
         .timer(TokioTimer::new())
-        // idle time is our own timer's; hyper's would also end connections that wait between requests
-        .header_read_timeout(config.request_headers_timeout)
+        // ours: hyper's would also end connections that wait between requests, and says nothing to the client
+        .header_read_timeout(None)
         .max_header_size(head)
         .max_buf_size(head + READ_BUFFER_SPARE)
         .title_case_headers(config.http1.header_case == HeaderCase::Proper)
@@ -110,6 +112,8 @@ pub(super) struct Downstream {
     /// The codec is to finish what runs and take nothing new.
     closing: Cell<bool>,
     gone: Cell<bool>,
+    /// When a request head began to arrive.
+    head_since: Cell<Option<Instant>>,
     tunnel: RefCell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
     client_cert: OnceCell<Option<HeaderValue>>,
     forwarded_address: OnceCell<HeaderValue>,
@@ -119,6 +123,9 @@ pub(super) struct Downstream {
 
 impl Downstream {
     pub fn request_begins(&self) {
+        self.wire.busy.store(true, Ordering::Relaxed);
+        self.wire.head_begun.store(false, Ordering::Relaxed);
+        self.head_since.set(None);
         self.active.set(self.active.get() + 1);
         self.requests.set(self.requests.get() + 1);
     }
@@ -126,6 +133,7 @@ impl Downstream {
     pub fn request_ends(&self, now: Instant) {
         self.active.set(self.active.get().saturating_sub(1));
         if self.active.get() == 0 {
+            self.wire.busy.store(false, Ordering::Relaxed);
             self.idle_since.set(now);
             if let Some(at) = self.idle_deadline() {
                 self.alarms.want(at);
@@ -136,6 +144,17 @@ impl Downstream {
     fn idle_deadline(&self) -> Option<Instant> {
         let idle = self.manager.config.idle_timeout.filter(|_| self.active.get() == 0)?;
         self.idle_since.get().checked_add(idle)
+    }
+
+    /// When the request head that is arriving must be complete.
+    fn head_deadline(&self, now: Instant) -> Option<Instant> {
+        let limit = self.manager.config.request_headers_timeout.filter(|_| !self.http2)?;
+        if !self.wire.head_begun.load(Ordering::Relaxed) || self.wire.busy.load(Ordering::Relaxed) {
+            return None;
+        }
+        let since = self.head_since.get().unwrap_or(now);
+        self.head_since.set(Some(since));
+        since.checked_add(limit)
     }
 
     fn age_deadline(&self) -> Option<Instant> {
@@ -223,6 +242,7 @@ pub(super) async fn serve(manager: Arc<ConnectionManager>, connection: Connectio
         idle_since: Cell::new(now),
         closing: Cell::new(false),
         gone: Cell::new(false),
+        head_since: Cell::new(None),
         tunnel: RefCell::default(),
         client_cert: OnceCell::new(),
         forwarded_address: OnceCell::new(),
@@ -231,6 +251,13 @@ pub(super) async fn serve(manager: Arc<ConnectionManager>, connection: Connectio
         worker,
         info,
     });
+    if config_watches_heads(&down) {
+        // set once, here
+        let _ = down.wire.on_head.set(down.alarms.gate.clone());
+    }
+    if down.manager.config.server_header != ServerHeader::PassThrough {
+        let _ = down.wire.server.set(down.manager.config.server_name.clone());
+    }
     let counted = Counted::new(&down);
     let service = {
         let down = down.clone();
@@ -331,6 +358,14 @@ fn poll_timers(down: &Downstream, mut timer: Pin<&mut Sleep>, cx: &mut Context<'
         let now = Instant::now();
         let count = &down.manager.stats.count;
         let mut next = down.alarms.fire(now);
+        match down.head_deadline(now) {
+            Some(at) if at <= now => {
+                down.head_since.set(None);
+                down.wire.refuse_head();
+            }
+            Some(at) => next = Some(next.map_or(at, |n| n.min(at))),
+            None => {}
+        }
         if !down.closing.get() {
             for (deadline, counter) in [
                 (down.idle_deadline(), &count.downstream_cx_idle_timeout),
@@ -358,10 +393,10 @@ fn poll_timers(down: &Downstream, mut timer: Pin<&mut Sleep>, cx: &mut Context<'
 }
 
 /// Keeps the connection's gauges right even when its task is dropped.
-struct Counted<'a>(&'a Downstream);
+struct Counted<'a>(&'a Rc<Downstream>);
 
 impl Counted<'_> {
-    fn new(down: &Downstream) -> Counted<'_> {
+    fn new(down: &Rc<Downstream>) -> Counted<'_> {
         let stats = &down.manager.stats;
         stats.count.downstream_cx_total.inc();
         stats.cx_active.inc();
@@ -415,13 +450,13 @@ impl Drop for Counted<'_> {
     }
 }
 
+fn config_watches_heads(down: &Downstream) -> bool {
+    !down.http2 && down.manager.config.request_headers_timeout.is_some()
+}
+
 /// Counts what the codec refused by itself: hyper has already answered it.
-fn codec_error(down: &Downstream, error: &hyper::Error) {
+fn codec_error(down: &Rc<Downstream>, error: &hyper::Error) {
     let stats = &down.manager.stats;
-    if error.is_timeout() {
-        stats.count.downstream_rq_header_timeout.inc();
-        return;
-    }
     let framing = std::error::Error::source(error)
         .and_then(|e| e.downcast_ref::<h2::Error>())
         .is_some_and(|e| e.is_library() || (e.is_go_away() && !e.is_remote()));
@@ -429,19 +464,31 @@ fn codec_error(down: &Downstream, error: &hyper::Error) {
         return;
     }
     stats.count.downstream_cx_protocol_error.inc();
-    if error.is_parse() {
-        stats.count.downstream_rq_total.inc();
-        if error.is_parse_too_large() {
-            stats.count.downstream_rq_too_large.inc();
+    let (flag, details) = match down.wire.refused.load(Ordering::Relaxed) {
+        // no response went out: a broken HTTP/2 connection, or a body that could not be read
+        0 => return,
+        408 => {
+            stats.count.downstream_rq_header_timeout.inc();
+            (None, "request_header_timeout")
         }
-        stats.response(if error.is_parse_too_large() { 431 } else { 400 });
-    }
+        431 => {
+            stats.count.downstream_rq_too_large.inc();
+            (Some(Flag::DownstreamProtocolError), "http1.headers_too_large")
+        }
+        _ => (Some(Flag::DownstreamProtocolError), "http1.codec_error"),
+    };
+    let status = down.wire.refused.load(Ordering::Relaxed);
+    let mut exchange = Exchange::begin(down, None, http::Version::HTTP_11);
+    exchange.fail(flag, details);
+    exchange.responds(status, &http::HeaderMap::new());
+    exchange.completes();
 }
 
 /// One request, from its head to its response's.
 async fn handle(down: Rc<Downstream>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let (mut parts, incoming) = request.into_parts();
-    let mut exchange = Exchange::begin(&down, parts.method.clone(), parts.version);
+    let mut exchange = Exchange::begin(&down, Some(parts.method.clone()), parts.version);
+    exchange.has_body = !incoming.is_end_stream();
     let client = parts.extensions.remove::<OnUpgrade>();
     let result = match route(&mut exchange, &mut parts) {
         Ok((selected, wish)) => act(&mut exchange, &selected, parts, incoming, wish).await,
@@ -485,12 +532,15 @@ fn route(exchange: &mut Exchange, parts: &mut Parts) -> Result<(Selected, Wish),
         RouteAction::Forward(forward) => Some(&**forward),
         RouteAction::Redirect(_) | RouteAction::Direct(_) => None,
     });
-    if matches!(wish, Wish::Upgrade(_)) && !wish.is_allowed(&manager.config, forward) {
-        manager.stats.count.downstream_rq_ws_on_non_ws_route.inc();
-        return Err(Reply::new(StatusCode::FORBIDDEN, "", "upgrade_failed"));
-    }
-    let selected = selected.ok_or_else(not_found)?;
+    let refused = wish != Wish::Nothing && !wish.is_allowed(&manager.config, forward);
+    let Some(selected) = selected else {
+        return Err(if wish == Wish::Nothing { not_found() } else { not_found().closing() });
+    };
     exchange.route = Some(selected.clone());
+    if refused {
+        manager.stats.count.downstream_rq_ws_on_non_ws_route.inc();
+        return Err(Reply::new(StatusCode::FORBIDDEN, "", "upgrade_failed").closing());
+    }
     Ok((selected, wish))
 }
 
@@ -544,7 +594,7 @@ fn respond(
 ) -> Response<Body> {
     let down = exchange.down.clone();
     let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS
-        || (exchange.method == Method::CONNECT && response.status().is_success());
+        || (exchange.method == Some(Method::CONNECT) && response.status().is_success());
     let endpoint = response.extensions_mut().remove::<OnUpgrade>();
     if !switches {
         strip_response(response.headers_mut());
@@ -581,7 +631,9 @@ fn finish_headers(exchange: &mut Exchange, status: StatusCode, map: &mut http::H
     exchange.responds(status.as_u16(), map);
     debug_assert!(exchange.state == State::Responding, "responds() says that the response has begun");
     let down = &exchange.down;
-    if down.closes_with_response() {
+    // on HTTP/1 what is left of an unread request would stand before the next one
+    let unread = !down.http2 && exchange.request_ended().is_none();
+    if down.closes_with_response() || unread {
         if down.http2 {
             down.close();
         } else if status != StatusCode::SWITCHING_PROTOCOLS {

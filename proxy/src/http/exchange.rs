@@ -78,7 +78,10 @@ pub(super) struct Exchange {
     pub details: Cow<'static, str>,
 
     pub info: Rc<ConnectionInfo>,
-    pub method: Method,
+    /// `None`: the codec refused the request before it had one.
+    pub method: Option<Method>,
+    /// The request's head was not its end.
+    pub has_body: bool,
     pub version: Version,
     pub grpc: bool,
     /// From outside the trusted networks.
@@ -106,7 +109,7 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    pub fn begin(down: &Rc<Downstream>, method: Method, version: Version) -> Box<Exchange> {
+    pub fn begin(down: &Rc<Downstream>, method: Option<Method>, version: Version) -> Box<Exchange> {
         let now = Instant::now();
         let stats = &down.manager.stats;
         stats.count.downstream_rq_total.inc();
@@ -123,6 +126,7 @@ impl Exchange {
             details: Cow::Borrowed(""),
             info: down.info.clone(),
             method,
+            has_body: false,
             version,
             grpc: false,
             external: true,
@@ -161,7 +165,7 @@ impl Exchange {
     /// Counts for the cluster and the route.
     pub fn charge(&self, event: Event) {
         if let Some(upstream) = &self.upstream {
-            upstream_stats::charge(&upstream.cluster, event);
+            upstream_stats::charge(&upstream.cluster, event, !self.external);
         }
         if let Some(stats) = self.route.as_ref().and_then(Selected::stats) {
             stats.charge(event);
@@ -227,7 +231,7 @@ impl Exchange {
     /// When the last byte of the request arrived.
     pub fn request_ended(&self) -> Option<Instant> {
         match &self.source {
-            None => Some(self.start),
+            None => (!self.has_body).then_some(self.start),
             Some(source) => source.borrow().ended,
         }
     }
@@ -241,7 +245,7 @@ impl Exchange {
 
     fn check_timeouts(&self) -> Result<Option<Instant>, Expired> {
         let (ended, activity) = match &self.source {
-            None => (Some(self.start), self.last_activity),
+            None => (self.request_ended(), self.last_activity),
             Some(source) => {
                 let source = source.borrow();
                 (source.ended, self.last_activity.max(source.last_activity))
@@ -297,7 +301,7 @@ impl Exchange {
                 handshake: None,
                 upstream_pool_ready: upstream.and_then(|u| u.pool_ready).map(since),
             },
-            method: Some(self.method.as_str()),
+            method: self.method.as_ref().map(Method::as_str),
             path: self.path.as_ref().map(PathAndQuery::as_str),
             original_path: self.original_path.as_ref().map(PathAndQuery::as_str),
             authority: text(&self.authority),

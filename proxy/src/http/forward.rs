@@ -10,10 +10,11 @@ use super::routes::{Selected, Targets};
 use super::timeouts::{Expired, grpc_timeout};
 use super::upstream_stats::Event;
 use crate::access_log::Flag;
-use crate::config::model::{ClusterChoice, Forward, HashPolicy, RetryPolicy};
+use crate::config::model::{ClusterChoice, Forward, HashPolicy, Priority, RetryPolicy};
 use crate::tls::ConnectOptions;
 use crate::upstream::{
-    Cluster, Host, HttpOptions, LbContext, RequestBody, ResponseBody, SendErrorKind, UpstreamError, UpstreamErrorKind,
+    Cluster, Host, HttpOptions, LbContext, RequestBody, ResponseBody, RetryGuard, SendErrorKind, UpstreamError,
+    UpstreamErrorKind,
 };
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Uri};
@@ -52,7 +53,7 @@ pub(super) async fn forward(
         .map_err(|()| Reply::new(StatusCode::BAD_REQUEST, "", "path_normalization_failed"))?;
     exchange.capture_request(&parts.headers);
     let limit = if policy.is_some() { exchange.down.buffer_limit as usize } else { 0 };
-    if !http_body::Body::is_end_stream(&incoming) && !is_upgrade {
+    if exchange.has_body && !is_upgrade {
         let trailers = exchange.down.http2 || manager.config.http1.enable_trailers;
         exchange.source = Some(Source::new(incoming, limit, trailers, exchange.start));
     }
@@ -123,6 +124,7 @@ async fn attempts(
     let mut tried: SmallVec<[Arc<Host>; 2]> = SmallVec::new();
     let mut parts = Some(parts);
     let mut retries = 0;
+    let mut _budget = None;
     // a retry costs a copy of the headers, so that is made only while a retry may follow
     while let Some(current) = parts.take() {
         let retry = policy.filter(|policy| retries < policy.num_retries);
@@ -138,10 +140,12 @@ async fn attempts(
             Ok(response) => {
                 let wanted =
                     policy.is_some_and(|p| retry::wants_after_response(p, response.status(), response.headers()));
-                if wanted && let Some(policy) = retry_now(exchange, cluster, retry, source.as_ref()) {
+                if wanted && let Some(granted) = retry_now(exchange, cluster, forward.priority, retry, source.as_ref())
+                {
                     drop(response);
                     retries += 1;
-                    pause(exchange, policy, retries).await.map_err(|e| expired(exchange, e))?;
+                    pause(exchange, granted.policy, retries).await.map_err(|e| expired(exchange, e))?;
+                    _budget = Some(granted.budget);
                     continue;
                 }
                 if wanted {
@@ -155,9 +159,11 @@ async fn attempts(
             Err(Ended::Failed(failed)) => {
                 // a pooled connection that died before it took a byte says nothing of the endpoint
                 let wanted = policy.is_some_and(|p| retry::wants_after_failure(p, failed.failure));
-                if wanted && let Some(policy) = retry_now(exchange, cluster, retry, source.as_ref()) {
+                if wanted && let Some(granted) = retry_now(exchange, cluster, forward.priority, retry, source.as_ref())
+                {
                     retries += 1;
-                    pause(exchange, policy, retries).await.map_err(|e| expired(exchange, e))?;
+                    pause(exchange, granted.policy, retries).await.map_err(|e| expired(exchange, e))?;
+                    _budget = Some(granted.budget);
                     continue;
                 }
                 if wanted {
@@ -171,23 +177,30 @@ async fn attempts(
     Err(Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "", "internal_error"))
 }
 
+/// A retry that may be made, and its place in the cluster's budget, held until the attempt has ended.
+struct Granted<'a> {
+    policy: &'a RetryPolicy,
+    budget: RetryGuard,
+}
+
 /// Whether there is still a retry to be had: in the policy, in the body and in the cluster's budget.
 fn retry_now<'a>(
     exchange: &Exchange,
     cluster: &Cluster,
+    priority: Priority,
     retry: Option<&'a RetryPolicy>,
     source: Option<&SharedSource>,
-) -> Option<&'a RetryPolicy> {
+) -> Option<Granted<'a>> {
     let policy = retry?;
     if source.is_some_and(|s| !s.borrow().can_replay()) {
         return None;
     }
-    if cluster.config.circuit_breakers[0].max_retries == 0 {
+    let Some(budget) = cluster.breakers(priority).try_retry() else {
         exchange.charge(Event::RetryOverflow);
         return None;
-    }
+    };
     exchange.charge(Event::Retry);
-    Some(policy)
+    Some(Granted { policy, budget })
 }
 
 async fn pause(exchange: &mut Exchange, policy: &RetryPolicy, retries: u32) -> Result<(), Expired> {

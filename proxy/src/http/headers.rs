@@ -58,7 +58,8 @@ pub(super) fn sanitize_request(exchange: &mut Exchange, parts: &mut Parts) -> Sa
         let edge = config.use_remote_address;
         for name in headers.keys() {
             if let Some(rest) = name.as_str().strip_prefix("x-envoy-")
-                && (TRUSTED_ONLY.iter().any(|p| rest.starts_with(p)) || (edge && rest == "original-path"))
+                && (TRUSTED_ONLY.iter().any(|p| rest.starts_with(p))
+                    || (edge && matches!(rest, "original-path" | "original-host")))
             {
                 seen.remove.push(name.clone());
             }

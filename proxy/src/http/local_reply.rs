@@ -56,20 +56,22 @@ impl Reply {
         } else {
             *response.status_mut() = self.status;
             let headers = response.headers_mut();
-            if !body.is_empty() {
+            let bodiless = matches!(self.status.as_u16(), 204 | 304);
+            if !body.is_empty() && !bodiless {
                 headers.insert(header::CONTENT_LENGTH, names::number(body.len() as u64));
                 headers.insert(header::CONTENT_TYPE, names::TEXT_PLAIN);
-            } else if !exchange.down.http2 {
+            } else if !exchange.down.http2 && !bodiless {
                 headers.insert(header::CONTENT_LENGTH, names::number(0));
             }
         }
         if let Some((name, value)) = self.header.map(|h| *h) {
             response.headers_mut().insert(name, value);
         }
-        if self.close && !exchange.down.http2 {
+        // after a bad request nothing on the connection is trusted
+        if (self.close || self.status == StatusCode::BAD_REQUEST) && !exchange.down.http2 {
             response.headers_mut().insert(header::CONNECTION, names::CLOSE);
         }
-        if exchange.method == Method::HEAD {
+        if exchange.method == Some(Method::HEAD) {
             body = Bytes::new();
         }
         (response, body)

@@ -67,6 +67,12 @@ fn set_host(exchange: &mut Exchange, forward: &Forward, host: HeaderValue, parts
     {
         super::headers::append_with(&mut parts.headers, &names::X_FORWARDED_HOST, ",", old.clone());
     }
+    if !suppresses(exchange)
+        && let Some(old) = &exchange.authority
+        && *old != host
+    {
+        parts.headers.entry(names::X_ENVOY_ORIGINAL_HOST).or_insert_with(|| old.clone());
+    }
     parts.headers.insert(header::HOST, host.clone());
     exchange.authority = Some(host);
 }

@@ -14,6 +14,7 @@ use http::{HeaderValue, Method, StatusCode, Uri, Version, header};
 /// path checked and normalised.
 pub(super) fn admit(exchange: &mut Exchange, parts: &mut Parts) -> Result<(), Reply> {
     version(exchange, parts)?;
+    transfer_encoding(exchange, parts)?;
     header_names(exchange, parts)?;
     authority(exchange, parts)?;
     if parts.method == Method::CONNECT {
@@ -28,7 +29,7 @@ fn version(exchange: &Exchange, parts: &mut Parts) -> Result<(), Reply> {
         return Ok(());
     }
     if !options.accept_http_10 {
-        return Err(Reply::new(StatusCode::UPGRADE_REQUIRED, "", "low_version")
+        return Err(Reply::new(StatusCode::UPGRADE_REQUIRED, "Upgrade Required", "low_version")
             .flagged(Flag::DownstreamProtocolError)
             .closing());
     }
@@ -38,6 +39,21 @@ fn version(exchange: &Exchange, parts: &mut Parts) -> Result<(), Reply> {
         parts.headers.insert(header::HOST, host.clone());
     }
     Ok(())
+}
+
+/// The codec takes any list that ends in `chunked`; an encoding that nobody here can undo must not be passed on unseen.
+fn transfer_encoding(exchange: &Exchange, parts: &Parts) -> Result<(), Reply> {
+    if exchange.down.http2 || !exchange.has_body {
+        return Ok(());
+    }
+    let mut lines = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (lines.next(), lines.next()) {
+        (None, _) => Ok(()),
+        (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err(Reply::new(StatusCode::NOT_IMPLEMENTED, "Not Implemented", "http1.invalid_transfer_encoding")
+            .flagged(Flag::DownstreamProtocolError)
+            .closing()),
+    }
 }
 
 fn header_names(exchange: &Exchange, parts: &mut Parts) -> Result<(), Reply> {
@@ -55,7 +71,7 @@ fn header_names(exchange: &Exchange, parts: &mut Parts) -> Result<(), Reply> {
     let bad: Vec<_> = parts.headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
     if config.headers_with_underscores == HeadersWithUnderscores::RejectRequest && !bad.is_empty() {
         let details = if exchange.down.http2 { "http2.unexpected_underscore" } else { "http1.unexpected_underscore" };
-        return Err(Reply::new(StatusCode::BAD_REQUEST, "Bad Request", details).closing());
+        return Err(Reply::new(StatusCode::BAD_REQUEST, "Bad Request", details));
     }
     for name in bad {
         parts.headers.remove(name);
@@ -83,7 +99,8 @@ fn authority(exchange: &mut Exchange, parts: &mut Parts) -> Result<(), Reply> {
         }
     };
     if !value.as_bytes().iter().all(|b| is_authority_byte(*b)) {
-        return Err(Reply::new(StatusCode::BAD_REQUEST, "Bad Request", "http.invalid_authority").closing());
+        return Err(Reply::new(StatusCode::BAD_REQUEST, "Bad Request", "http.invalid_authority")
+            .flagged(Flag::DownstreamProtocolError));
     }
     let (value, stored) = match strip(exchange, &value) {
         Some(stripped) => (stripped, false),
@@ -134,10 +151,14 @@ fn relative_path(exchange: &mut Exchange, parts: &mut Parts) -> Result<(), Reply
         && !(scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https"))
     {
         return Err(Reply::new(StatusCode::BAD_REQUEST, "Bad Request", "http1.invalid_scheme")
-            .flagged(Flag::DownstreamProtocolError)
-            .closing());
+            .flagged(Flag::DownstreamProtocolError));
     }
     let path = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    if path == "*" && parts.method != Method::OPTIONS {
+        return Err(Reply::new(StatusCode::BAD_REQUEST, "Bad Request", "http1.invalid_url")
+            .flagged(Flag::DownstreamProtocolError));
+    }
+    exchange.path = parts.uri.path_and_query().cloned();
     if !path.starts_with('/') {
         count.downstream_rq_non_relative_path.inc();
         return Err(Reply::new(StatusCode::NOT_FOUND, "", "absolute_path_rejected"));

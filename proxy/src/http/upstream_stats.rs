@@ -20,8 +20,29 @@ pub(super) enum Event {
     MaxDurationReached,
 }
 
-/// Counts it for the cluster.
-pub(super) fn charge(_cluster: &Cluster, _event: Event) {}
+/// Counts it for the cluster. `internal`: the request came from a network that is trusted.
+pub(super) fn charge(cluster: &Cluster, event: Event, internal: bool) {
+    let stats = cluster.stats();
+    match event {
+        Event::Response(status) => {
+            // statuses come from the codec or from us, both of which have only valid ones
+            if let Ok(status) = http::StatusCode::from_u16(status) {
+                stats.charge_response(status, internal, false);
+            }
+        }
+        Event::Took(took) => stats.charge_time(took, internal, false),
+        Event::Timeout => stats.upstream_rq_timeout.inc(),
+        Event::PerTryTimeout => stats.upstream_rq_per_try_timeout.inc(),
+        Event::Retry => {
+            stats.upstream_rq_retry.inc();
+            stats.upstream_rq_retry_backoff_exponential.inc();
+        }
+        Event::RetrySuccess => stats.upstream_rq_retry_success.inc(),
+        Event::RetryLimitExceeded => stats.upstream_rq_retry_limit_exceeded.inc(),
+        Event::RetryOverflow => stats.upstream_rq_retry_overflow.inc(),
+        Event::MaxDurationReached => stats.upstream_rq_max_duration_reached.inc(),
+    }
+}
 
 /// `vhost.<virtual host>.route.<stat_prefix>.*`.
 pub(super) struct RouteStats {

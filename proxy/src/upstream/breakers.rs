@@ -26,7 +26,7 @@ impl Breakers {
         let breaker = |max: u32, open: &str, remaining: &str| {
             let remaining = limits.track_remaining.then(|| scope.gauge(remaining));
             if let Some(gauge) = &remaining {
-                gauge.set(max.into());
+                gauge.add(max.into());
             }
             Breaker { max, used: AtomicU32::new(0), open: scope.gauge(open), remaining }
         };
@@ -76,28 +76,38 @@ impl Breaker {
     }
 
     /// Takes one even when there is no room (the first connection to an endpoint is always allowed).
+    ///
+    /// Every count is reached by exactly one call, so the gauge, whose cells belong to threads, goes up once per opening
+    /// and down once per closing.
     pub fn take(&self) {
-        self.show(self.used.fetch_add(1, Ordering::Relaxed) + 1);
+        if self.used.fetch_add(1, Ordering::Relaxed).checked_add(1) == Some(self.max) {
+            self.open.inc();
+        }
+        if let Some(remaining) = &self.remaining {
+            remaining.dec();
+        }
     }
 
     pub fn give_back(&self) {
-        self.show(self.used.fetch_sub(1, Ordering::Relaxed) - 1);
+        if self.used.fetch_sub(1, Ordering::Relaxed) == self.max {
+            self.open.dec();
+        }
+        if let Some(remaining) = &self.remaining {
+            remaining.inc();
+        }
     }
 
     #[cfg(test)]
     pub fn used(&self) -> u32 {
         self.used.load(Ordering::Relaxed)
     }
+}
 
-    /// The open gauge changes only next to the limit, so most calls touch nothing but the count.
-    fn show(&self, now: u32) {
-        if now == self.max {
-            self.open.set(1);
-        } else if now.checked_add(1) == Some(self.max) {
-            self.open.set(0);
-        }
+impl Drop for Breaker {
+    /// The next version of the cluster shows its own.
+    fn drop(&mut self) {
         if let Some(remaining) = &self.remaining {
-            remaining.set(self.max.saturating_sub(now).into());
+            remaining.add(i64::from(self.used.load(Ordering::Relaxed)) - i64::from(self.max));
         }
     }
 }

@@ -41,7 +41,10 @@ pub(super) async fn establish(
             guard.established = true;
             return Ok(connected);
         }
-        Ok(Err(text)) => UpstreamError { kind: UpstreamErrorKind::ConnectionFailure, transport_failure: text },
+        Ok(Err(text)) => {
+            guard.set_closed_by_remote();
+            UpstreamError { kind: UpstreamErrorKind::ConnectionFailure, transport_failure: text }
+        }
         Err(_) => {
             cluster.stats().upstream_cx_connect_timeout.inc();
             UpstreamError::new(UpstreamErrorKind::ConnectTimeout)
@@ -187,8 +190,16 @@ pub struct ConnectionGuard {
     since: Instant,
     established: bool,
     closed_by_remote: bool,
+    usage: Arc<Usage>,
+}
+
+/// What requests do to a connection; told by its pool, read when the connection ends.
+#[derive(Default)]
+pub(super) struct Usage {
     /// Requests in flight, to tell whether the end of the connection hurt one.
-    active: Arc<AtomicU32>,
+    pub active: AtomicU32,
+    /// Requests it was ever given.
+    pub requests: AtomicU32,
 }
 
 impl ConnectionGuard {
@@ -206,12 +217,12 @@ impl ConnectionGuard {
             since: Instant::now(),
             established: false,
             closed_by_remote: false,
-            active: Arc::default(),
+            usage: Arc::default(),
         }
     }
 
-    pub(super) fn active(&self) -> &Arc<AtomicU32> {
-        &self.active
+    pub(super) fn usage(&self) -> &Arc<Usage> {
+        &self.usage
     }
 
     /// To be told when the endpoint, not we, ended the connection.
@@ -236,8 +247,8 @@ impl Drop for ConnectionGuard {
         let stats = self.cluster.stats();
         stats.upstream_cx_active.dec();
         self.host.stats.cx_active.fetch_sub(1, Ordering::Relaxed);
-        if !self.established {
-            return;
+        if self.established {
+            stats.connection_served(self.usage.requests.load(Ordering::Relaxed));
         }
         stats.connection_lasted(self.since.elapsed());
         stats.upstream_cx_destroy.inc();
@@ -247,7 +258,7 @@ impl Drop for ConnectionGuard {
             (&stats.upstream_cx_destroy_local, &stats.upstream_cx_destroy_local_with_active_rq)
         };
         side.inc();
-        if self.active.load(Ordering::Relaxed) > 0 {
+        if self.usage.active.load(Ordering::Relaxed) > 0 {
             stats.upstream_cx_destroy_with_active_rq.inc();
             side_active.inc();
         }

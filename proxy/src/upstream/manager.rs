@@ -48,6 +48,8 @@ struct State {
     /// Number of slots at which dead ones are cleaned out.
     clean_at: usize,
     versions: u64,
+    live: usize,
+    warming: usize,
 }
 
 /// A cluster that exists, live or warming or both.
@@ -56,6 +58,13 @@ struct Entry {
     /// What keeps the live version's endpoints up to date.
     live: Option<Task>,
     warming: Option<(Arc<Cluster>, Task)>,
+}
+
+/// Where a cluster stands.
+#[derive(Clone, Copy, Default)]
+struct Phase {
+    live: bool,
+    warming: bool,
 }
 
 /// A task that ends when this is dropped; `None` for clusters that need none.
@@ -146,8 +155,10 @@ impl ClusterManager {
             }
             if running.as_ref().is_some_and(|c| c.config.hash == config.hash) {
                 // back to what runs: a version that was warming is wanted no more
+                let before = entry.phase();
                 entry.warming = None;
-                self.count(&state);
+                let after = entry.phase();
+                self.count(&mut state, before, after);
                 return Ok(Update::Unchanged);
             }
         }
@@ -164,6 +175,7 @@ impl ClusterManager {
         if state.clusters.contains_key(&config.name) { &self.stats.modified } else { &self.stats.added }.inc();
         let entry =
             state.clusters.entry(Arc::clone(&config.name)).or_insert_with(|| Entry { slot, live: None, warming: None });
+        let before = entry.phase();
         let source = Source::of(&cluster, &self.assignments);
         let settled = cluster.tls_contexts().all(|c| c.is_settled());
         let update = match source {
@@ -191,7 +203,8 @@ impl ClusterManager {
                 Update::Warming
             }
         };
-        self.count(&state);
+        let after = entry.phase();
+        self.count(&mut state, before, after);
         Ok(update)
     }
 
@@ -205,7 +218,7 @@ impl ClusterManager {
         let Some(entry) = removable.then(|| state.clusters.remove(name)).flatten() else { return false };
         entry.slot.publish(None);
         self.stats.removed.inc();
-        self.count(&state);
+        self.count(&mut state, entry.phase(), Phase::default());
         true
     }
 
@@ -248,11 +261,13 @@ impl ClusterManager {
         self.stats.updated.inc();
     }
 
-    fn count(&self, state: &State) {
-        let warming = state.clusters.values().filter(|e| e.warming.is_some()).count();
-        let active = state.clusters.values().filter(|e| e.live.is_some()).count();
+    /// Follows one entry's step from one phase to another: counting all entries on each push would be quadratic.
+    fn count(&self, state: &mut State, before: Phase, after: Phase) {
+        state.live = state.live + usize::from(after.live) - usize::from(before.live);
+        state.warming = state.warming + usize::from(after.warming) - usize::from(before.warming);
+        let warming = state.warming;
         self.stats.warming.set(warming as u64);
-        self.stats.active.set(active as u64);
+        self.stats.active.set(state.live as u64);
         self.warming.send_if_modified(|n| std::mem::replace(n, warming) != warming);
     }
 
@@ -260,6 +275,7 @@ impl ClusterManager {
     fn warmed(&self, cluster: &Arc<Cluster>, assignment: Option<&LoadAssignment>) {
         let mut state = self.state();
         let Some(entry) = state.clusters.get_mut(&cluster.config.name) else { return };
+        let before = entry.phase();
         let Some((warm, task)) = entry.warming.take() else { return };
         if Arc::ptr_eq(&warm, cluster) {
             entry.publish(cluster, assignment);
@@ -267,7 +283,8 @@ impl ClusterManager {
         } else {
             entry.warming = Some((warm, task));
         }
-        self.count(&state);
+        let after = entry.phase();
+        self.count(&mut state, before, after);
     }
 }
 
@@ -292,6 +309,10 @@ impl State {
 }
 
 impl Entry {
+    fn phase(&self) -> Phase {
+        Phase { live: self.live.is_some(), warming: self.warming.is_some() }
+    }
+
     fn publish(&self, cluster: &Arc<Cluster>, assignment: Option<&LoadAssignment>) {
         if let Some(running) = self.slot.load() {
             cluster.start_from(&running);
@@ -360,7 +381,7 @@ impl ClusterManager {
         } else if cluster.apply(assignment) {
             self.endpoints_changed();
         } else {
-            cluster.update_stats().update_no_rebuild.inc();
+            cluster.update_stats().rare().update_no_rebuild.inc();
         }
     }
 }
@@ -378,12 +399,12 @@ async fn follow_assignments(
             Some(assignment) => {
                 stats.update_success.inc();
                 if !cluster.apply(&assignment) {
-                    stats.update_no_rebuild.inc();
+                    stats.rare().update_no_rebuild.inc();
                 } else if let Some(manager) = manager.upgrade() {
                     manager.endpoints_changed();
                 }
             }
-            None => stats.update_empty.inc(),
+            None => stats.rare().update_empty.inc(),
         }
     }
 }
@@ -443,9 +464,11 @@ mod tests {
             let first = slot.load().unwrap();
             assert_eq!(manager.add_or_update(fixed("a", 1, 1), true), Ok(Update::Unchanged));
             assert!(Arc::ptr_eq(&first, &slot.load().unwrap()));
+            first.stats().upstream_cx_total.add(3);
             assert_eq!(manager.add_or_update(fixed("a", 1, 2), true), Ok(Update::Live));
             let second = slot.load().unwrap();
             assert!(first.is_retired() && !second.is_retired());
+            assert_eq!(second.stats().upstream_cx_total.value(), 3, "a new version counts on");
             let host = |c: &Cluster| Arc::clone(c.endpoints().hosts().next().unwrap());
             assert!(Arc::ptr_eq(&host(&first), &host(&second)) && !host(&second).is_removed());
             assert!(manager.remove("a") && !manager.remove("a"));
@@ -477,7 +500,7 @@ mod tests {
             store.clear(&key("svc"));
             settle().await;
             assert_eq!(ports(&cluster).len(), 2, "an assignment that goes away changes nothing");
-            assert_eq!(cluster.update_stats().update_empty.value(), 1);
+            assert_eq!(cluster.update_stats().rare().update_empty.value(), 1);
         });
     }
 

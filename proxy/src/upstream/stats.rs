@@ -41,7 +41,7 @@ stats! {
             upstream_cx_destroy, upstream_cx_destroy_local, upstream_cx_destroy_remote,
             upstream_cx_destroy_with_active_rq, upstream_cx_destroy_local_with_active_rq,
             upstream_cx_destroy_remote_with_active_rq, upstream_cx_rx_bytes_total, upstream_cx_tx_bytes_total,
-            upstream_rq_total, upstream_rq_pending_total, upstream_rq_pending_overflow,
+            upstream_rq_total, upstream_rq_pending_total, upstream_rq_pending_overflow, upstream_rq_active_overflow,
             upstream_rq_pending_failure_eject, upstream_rq_timeout, upstream_rq_per_try_timeout,
             upstream_rq_per_try_idle_timeout, upstream_rq_max_duration_reached, upstream_rq_cancelled,
             upstream_rq_maintenance_mode, upstream_rq_retry, upstream_rq_retry_success, upstream_rq_retry_overflow,
@@ -49,9 +49,13 @@ stats! {
             upstream_rq_retry_backoff_ratelimited, upstream_rq_rx_reset, upstream_rq_tx_reset,
             upstream_internal_redirect_failed_total, upstream_internal_redirect_succeeded_total
         }
-        gauges { upstream_cx_active, upstream_rq_active, upstream_rq_pending_active }
+        gauges {
+            upstream_cx_active, upstream_rq_active, upstream_rq_pending_active,
+            membership_degraded, membership_excluded, max_host_weight
+        }
         connect_ms: Histogram = |s: &Scope| s.histogram("upstream_cx_connect_ms", Unit::Milliseconds),
         length_ms: Histogram = |s: &Scope| s.histogram("upstream_cx_length_ms", Unit::Milliseconds),
+        requests_per_connection: Histogram = |s: &Scope| s.histogram("upstream_rq_per_cx", Unit::Unspecified),
         all: Responses = |s: &Scope| Responses::new(s.clone()),
         external: OnceLock<Box<Responses>> = |_: &Scope| OnceLock::new(),
         internal: OnceLock<Box<Responses>> = |_: &Scope| OnceLock::new(),
@@ -89,6 +93,10 @@ impl ClusterStats {
         self.length_ms.record_duration(time);
     }
 
+    pub(super) fn connection_served(&self, requests: u32) {
+        self.requests_per_connection.record(requests.into());
+    }
+
     fn by_origin(&self, internal: bool) -> &Responses {
         let (cell, prefix) = if internal { (&self.internal, "internal.") } else { (&self.external, "external.") };
         cell.get_or_init(|| Box::new(Responses::new(self.scope.scope(prefix))))
@@ -119,7 +127,7 @@ stats! {
     /// What configuration and discovery do to a cluster. Made with the cluster.
     ConfigStats {
         counters { membership_change }
-        gauges { membership_total, membership_healthy, membership_degraded, membership_excluded }
+        gauges { membership_total, membership_healthy }
         updates: OnceLock<Box<UpdateStats>> = |_: &Scope| OnceLock::new(),
     }
 }
@@ -127,8 +135,24 @@ stats! {
 stats! {
     /// Of clusters whose endpoints are discovered.
     UpdateStats {
-        counters { update_attempt, update_success, update_failure, update_empty, update_no_rebuild }
+        counters { update_attempt, update_success }
         gauges { }
+        rare: OnceLock<Box<RareUpdateStats>> = |_: &Scope| OnceLock::new(),
+        scope: Scope = |s: &Scope| s.clone(),
+    }
+}
+
+stats! {
+    /// Of updates that brought nothing. Made with the first of them.
+    RareUpdateStats {
+        counters { update_failure, update_empty, update_no_rebuild }
+        gauges { }
+    }
+}
+
+impl UpdateStats {
+    pub(super) fn rare(&self) -> &RareUpdateStats {
+        self.rare.get_or_init(|| Box::new(RareUpdateStats::new(&self.scope)))
     }
 }
 

@@ -3,7 +3,6 @@
 use super::cluster::Cluster;
 use super::connect::{Connected, ConnectionGuard, establish, next_connection_id};
 use super::host::Host;
-use super::pool::ActiveRequest;
 use super::{UpstreamConnectionInfo, UpstreamError, UpstreamErrorKind};
 use crate::config::model::Priority;
 use crate::net::Transport;
@@ -22,7 +21,14 @@ pub struct TcpLease {
 /// What counts a raw connection while it lives.
 pub struct TcpGuard {
     pub connection: ConnectionGuard,
-    _active: ActiveRequest,
+    cluster: Arc<Cluster>,
+    host: Arc<Host>,
+}
+
+impl Drop for TcpGuard {
+    fn drop(&mut self) {
+        self.cluster.end_request(&self.host, Priority::Default);
+    }
 }
 
 /// Opens a connection within the breakers and the connect timeout.
@@ -34,7 +40,8 @@ pub(super) async fn open(cluster: &Arc<Cluster>, host: &Arc<Host>) -> Result<Tcp
     }
     let mut connection = ConnectionGuard::new(cluster, host, Priority::Default);
     let Connected { transport, tls, local } = establish(&mut connection, &ConnectOptions::default(), &[]).await?;
-    let active = ActiveRequest::new(cluster, host, Priority::Default);
+    cluster.begin_request(host, Priority::Default);
+    let guard = TcpGuard { connection, cluster: Arc::clone(cluster), host: Arc::clone(host) };
     let info = UpstreamConnectionInfo { id: next_connection_id(), local, tls, http2: false };
-    Ok(TcpLease { transport, info, guard: TcpGuard { connection, _active: active } })
+    Ok(TcpLease { transport, info, guard })
 }

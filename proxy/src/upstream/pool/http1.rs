@@ -37,7 +37,6 @@ pub(super) async fn run(pool: Rc<Pool>, io: UpstreamIo, meta: Meta) {
     pool.opened();
     let handshake = builder(&pool.cluster.config.http).handshake(TokioIo::new(io)).await;
     let Ok((sender, connection)) = handshake else { return pool.closed() };
-    pool.cluster.stats().upstream_cx_http1_total.inc();
     let idle_since = pool.clock.get();
     pool.deliver(Connection::Http1(Http1Connection { sender, meta, idle_since }));
     let weak = Rc::downgrade(&pool);

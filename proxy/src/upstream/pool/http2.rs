@@ -30,7 +30,7 @@ impl Http2Connection {
     }
 
     pub fn active(&self) -> u32 {
-        self.meta.active.load(Ordering::Relaxed)
+        self.meta.usage.active.load(Ordering::Relaxed)
     }
 
     pub fn idle_since(&self) -> Instant {
@@ -41,13 +41,13 @@ impl Http2Connection {
     pub fn take_stream(&self) -> bool {
         let room = self.active() < self.max_streams.get();
         if room {
-            self.meta.active.fetch_add(1, Ordering::Relaxed);
+            self.meta.usage.active.fetch_add(1, Ordering::Relaxed);
         }
         room
     }
 
     pub fn release(&self, now: Instant) {
-        if self.meta.active.fetch_sub(1, Ordering::Relaxed) == 1 {
+        if self.meta.usage.active.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.idle_since.set(now);
         }
     }
@@ -59,7 +59,6 @@ pub(super) async fn run(pool: Rc<Pool>, io: UpstreamIo, meta: Meta) {
     let handshake = builder(options).handshake(TokioIo::new(io)).await;
     pool.opened();
     let Ok((sender, mut connection)) = handshake else { return pool.closed() };
-    pool.cluster.stats().upstream_cx_http2_total.inc();
     let limit = options.max_concurrent_streams.max(1);
     let max_streams = Rc::new(Cell::new(limit));
     let shared = Rc::new(Http2Connection {

@@ -2,45 +2,30 @@
 
 use super::body::{RequestBody, ResponseBody};
 use super::{Connection, Pool};
-use crate::config::model::Priority;
-use crate::upstream::cluster::Cluster;
-use crate::upstream::host::Host;
 use crate::upstream::{SendError, SendErrorKind, UpstreamConnectionInfo};
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use std::error::Error;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// How often a request that was never written, because its connection had just ended, gets another connection.
 const UNSENT_ATTEMPTS: u32 = 3;
 
 /// Counts one request as active, for the breakers, the cluster and the host.
-pub(in crate::upstream) struct ActiveRequest {
-    cluster: Arc<Cluster>,
-    host: Arc<Host>,
-    priority: Priority,
-}
+pub(super) struct ActiveRequest(Rc<Pool>);
 
 impl ActiveRequest {
-    pub fn new(cluster: &Arc<Cluster>, host: &Arc<Host>, priority: Priority) -> ActiveRequest {
-        cluster.breakers(priority).requests.take();
-        let stats = cluster.stats();
-        stats.upstream_rq_total.inc();
-        stats.upstream_rq_active.inc();
-        host.stats.rq_total.fetch_add(1, Ordering::Relaxed);
-        host.stats.rq_active.fetch_add(1, Ordering::Relaxed);
-        ActiveRequest { cluster: Arc::clone(cluster), host: Arc::clone(host), priority }
+    pub fn new(pool: &Rc<Pool>) -> ActiveRequest {
+        pool.cluster.begin_request(&pool.host, pool.key.priority);
+        ActiveRequest(Rc::clone(pool))
     }
 }
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        self.cluster.breakers(self.priority).requests.give_back();
-        self.cluster.stats().upstream_rq_active.dec();
-        self.host.stats.rq_active.fetch_sub(1, Ordering::Relaxed);
+        self.0.cluster.end_request(&self.0.host, self.0.key.priority);
     }
 }
 
@@ -72,7 +57,7 @@ impl Checkout {
     pub fn finish(mut self) {
         match self.connection.take() {
             Some(Connection::Http1(c)) => {
-                c.meta.active.store(0, Ordering::Relaxed);
+                c.meta.usage.active.store(0, Ordering::Relaxed);
                 self.pool.finish_http1(c);
             }
             Some(Connection::Http2(c)) => self.pool.finish_http2(c),
@@ -164,7 +149,7 @@ impl HttpLease {
     }
 
     fn count(&self, kind: SendErrorKind) {
-        let stats = self.active.cluster.stats();
+        let stats = self.active.0.cluster.stats();
         match kind {
             SendErrorKind::RemoteReset | SendErrorKind::RefusedStream => stats.upstream_rq_rx_reset.inc(),
             SendErrorKind::ConnectionTermination => stats.upstream_rq_pending_failure_eject.inc(),
@@ -180,11 +165,10 @@ impl Checkout {
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
         self.in_flight = true;
         let connection = self.connection.as_mut().expect("send is called on a checkout that has not ended");
-        let requests = &connection.meta().requests;
-        requests.set(requests.get().saturating_add(1));
+        connection.meta().usage.requests.fetch_add(1, Ordering::Relaxed);
         match connection {
             Connection::Http1(c) => {
-                c.meta.active.store(1, Ordering::Relaxed);
+                c.meta.usage.active.store(1, Ordering::Relaxed);
                 *request.version_mut() = Version::HTTP_11;
                 c.sender.try_send_request(request).await
             }

@@ -12,23 +12,22 @@ mod lease;
 mod tests;
 
 pub use body::{RequestBody, ResponseBody};
-pub(super) use lease::ActiveRequest;
 pub use lease::HttpLease;
 
 use super::cluster::Cluster;
-use super::connect::{ConnectionGuard, UpstreamIo, establish, next_connection_id};
+use super::connect::{ConnectionGuard, UpstreamIo, Usage, establish, next_connection_id};
 use super::host::Host;
 use super::{HttpOptions, UpstreamConnectionInfo, UpstreamError, UpstreamErrorKind};
 use crate::config::model::Priority;
 use crate::tls::ConnectOptions;
 use http1::Http1Connection;
 use http2::Http2Connection;
-use lease::Checkout;
+use lease::{ActiveRequest, Checkout};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 use tokio::sync::oneshot;
 
@@ -98,10 +97,7 @@ impl Connection {
 struct Meta {
     info: Rc<UpstreamConnectionInfo>,
     opened: Instant,
-    /// Requests it was ever given.
-    requests: Cell<u32>,
-    /// Requests in flight; seen by the guard when the connection ends.
-    active: Arc<AtomicU32>,
+    usage: Arc<Usage>,
 }
 
 impl Meta {
@@ -111,7 +107,9 @@ impl Meta {
         if pool.retired.get() {
             return true;
         }
-        if http.max_requests_per_connection > 0 && self.requests.get() >= http.max_requests_per_connection {
+        if http.max_requests_per_connection > 0
+            && self.usage.requests.load(Ordering::Relaxed) >= http.max_requests_per_connection
+        {
             pool.cluster.stats().upstream_cx_max_requests.inc();
             return true;
         }
@@ -138,12 +136,12 @@ impl Pool {
     /// A connection for one request, counted as active.
     pub async fn lease(self: Rc<Self>) -> Result<HttpLease, UpstreamError> {
         let breakers = self.cluster.breakers(self.key.priority);
+        let checkout = self.checkout().await?;
         if !breakers.requests.has_room() {
-            self.cluster.stats().upstream_rq_pending_overflow.inc();
+            self.cluster.stats().upstream_rq_active_overflow.inc();
             return Err(UpstreamError::new(UpstreamErrorKind::Overflow));
         }
-        let checkout = self.checkout().await?;
-        let active = ActiveRequest::new(&self.cluster, &self.host, self.key.priority);
+        let active = ActiveRequest::new(&self);
         Ok(HttpLease::new(checkout, active))
     }
 
@@ -231,6 +229,12 @@ impl Pool {
             state.open += 1;
             drop(state);
             let guard = ConnectionGuard::new(&self.cluster, &self.host, self.key.priority);
+            // as in Envoy, where a connection has its codec before it is open
+            match self.key.wanted {
+                Wanted::Http1 => self.cluster.stats().upstream_cx_http1_total.inc(),
+                Wanted::Http2 => self.cluster.stats().upstream_cx_http2_total.inc(),
+                Wanted::Auto => {}
+            }
             tokio::task::spawn_local(Rc::clone(self).open(guard));
             if !room {
                 return;
@@ -263,11 +267,14 @@ impl Pool {
                 http2,
             }),
             opened: Instant::now(),
-            requests: Cell::new(0),
-            active: Arc::clone(guard.active()),
+            usage: Arc::clone(guard.usage()),
         };
         let io = UpstreamIo::new(connected.transport, guard);
-        self.state.borrow_mut().learned_http1 = !http2;
+        if self.key.wanted == Wanted::Auto {
+            self.state.borrow_mut().learned_http1 = !http2;
+            let stats = self.cluster.stats();
+            if http2 { &stats.upstream_cx_http2_total } else { &stats.upstream_cx_http1_total }.inc();
+        }
         if http2 { http2::run(self, io, meta).await } else { http1::run(self, io, meta).await }
     }
 

@@ -1,7 +1,10 @@
 //! Pools against small servers on loopback.
 
 use super::*;
-use crate::config::model::{ClusterConfig, Thresholds, UpstreamProtocol};
+use crate::config::model::{
+    CertificateSource, ClusterConfig, CommonTls, Thresholds, TlsVersion, UpstreamProtocol, UpstreamTlsConfig,
+    UpstreamTransport, ValidationSource,
+};
 use crate::upstream::testing::{assignment, cluster_with, endpoint_at, manager};
 use crate::upstream::{LbContext, SendErrorKind, WorkerUpstream};
 use bytes::Bytes;
@@ -179,6 +182,7 @@ fn requests_over_the_limit_are_refused() {
         let f = Fixture::new(address, |c| c.circuit_breakers[0].max_requests = 1);
         let held = f.lease().await.unwrap();
         assert_eq!(f.lease().await.err().unwrap().kind, UpstreamErrorKind::Overflow);
+        assert_eq!(f.cluster.stats().upstream_rq_active_overflow.value(), 1);
         drop(held);
         f.get().await;
     });
@@ -198,7 +202,9 @@ fn a_refused_connection_fails_all_who_wait() {
         assert_eq!((a.err().unwrap(), b.err().unwrap()), (wanted.clone(), wanted));
         settle().await;
         assert_eq!((f.in_flight(), f.connections()), ([0; 4], [0, 0]));
-        assert_eq!(f.cluster.stats().upstream_cx_connect_fail.value(), 2);
+        let stats = f.cluster.stats();
+        assert_eq!((stats.upstream_cx_connect_fail.value(), stats.upstream_cx_destroy_remote.value()), (2, 2));
+        assert_eq!((stats.upstream_rq_total.value(), stats.upstream_rq_pending_failure_eject.value()), (0, 2));
         assert_eq!(f.host.stats.cx_connect_fail.load(Ordering::Relaxed), 2);
     });
 }
@@ -545,4 +551,62 @@ fn a_refused_stream_can_be_told_from_a_reset_one() {
             assert_eq!(f.cluster.stats().upstream_rq_rx_reset.value(), 1);
         }
     });
+}
+
+#[test]
+fn alpn_settles_the_protocol_of_an_automatic_pool() {
+    for (offered, is_http2) in [(&b"h2"[..], true), (b"http/1.1", false)] {
+        run(async move {
+            let (listener, address) = listen().await;
+            let made = rcgen::generate_simple_self_signed(["test".to_owned()]).unwrap();
+            let key = rustls_pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let mut server = rustls::ServerConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![made.cert.der().clone()], key)
+                .unwrap();
+            server.alpn_protocols = vec![offered.to_vec()];
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+            tokio::task::spawn_local(async move {
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    let stream = acceptor.accept(stream).await.unwrap();
+                    let service = service_fn(|_| async {
+                        Ok::<_, std::convert::Infallible>(http::Response::new(Full::new(Bytes::from_static(b"ok"))))
+                    });
+                    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    tokio::task::spawn_local(async move {
+                        let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+                    });
+                }
+            });
+            let f = Fixture::new(address, |c| {
+                c.http.protocol = UpstreamProtocol::Auto;
+                c.transport = UpstreamTransport::Tls(Arc::new(UpstreamTlsConfig {
+                    common: CommonTls {
+                        certificates: CertificateSource::None,
+                        validation: ValidationSource::None,
+                        alpn: Vec::new(),
+                        min_version: TlsVersion::V1_2,
+                        max_version: TlsVersion::V1_3,
+                        cipher_suites: Vec::new(),
+                        groups: Vec::new(),
+                    },
+                    sni: "test".into(),
+                    auto_host_sni: false,
+                    auto_sni_san_validation: false,
+                    max_session_keys: 1,
+                }));
+            });
+            let lease = f.lease().await.unwrap();
+            assert_eq!((lease.is_http2(), lease.connection().tls.is_some()), (is_http2, true));
+            drop(lease);
+            f.get().await;
+            let stats = f.cluster.stats();
+            let by_kind = (stats.upstream_cx_http2_total.value(), stats.upstream_cx_http1_total.value());
+            assert_eq!(by_kind, if is_http2 { (1, 0) } else { (0, 1) });
+        });
+    }
 }
