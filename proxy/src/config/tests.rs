@@ -68,7 +68,9 @@ fn istios_bootstraps_convert() {
         assert_eq!((cds.kind, cds.initial_fetch_timeout), (ConfigSourceKind::Ads, None));
         assert_eq!(converted.admin.unwrap().address.to_string(), "127.0.0.1:15000");
         assert!(!converted.stats.use_all_default_tags && converted.stats.tags.len() > 10);
-        assert!(converted.stats.matcher.accepts("cluster.xds-grpc;.x") && !converted.stats.matcher.accepts("cluster.x"));
+        assert!(
+            converted.stats.matcher.accepts("cluster.xds-grpc;.x") && !converted.stats.matcher.accepts("cluster.x")
+        );
         let NetworkFilterConfig::HttpConnectionManager(manager) = &converted.listeners[0].filter_chains[0].filters[0]
         else {
             panic!("no manager")
@@ -114,10 +116,7 @@ fn istios_clusters_convert() {
     }
     assert_eq!(
         warned.into_iter().collect::<Vec<_>>(),
-        [
-            "istio.metadata_exchange does not exist here; the peer's workload is not learnt from its connections",
-            "the weights of localities are not used yet",
-        ]
+        ["istio.metadata_exchange does not exist here; the peer's workload is not learnt from its connections"]
     );
 }
 
@@ -204,8 +203,10 @@ fn no_field_is_dropped_in_silence() {
             let mut leaves = Vec::new();
             collect_leaves(&part, String::new(), &mut leaves);
             for pointer in leaves {
-                let shape: String =
-                    pointer.split('/').map(|p| if p.parse::<usize>().is_ok() { "[]".into() } else { format!(".{p}") }).collect();
+                let shape: String = pointer
+                    .split('/')
+                    .map(|p| if p.parse::<usize>().is_ok() { "[]".into() } else { format!(".{p}") })
+                    .collect();
                 if !shapes.insert((list.len(), shape.clone())) {
                     continue;
                 }
@@ -320,15 +321,22 @@ fn clusters_that_make_no_sense_are_refused() {
         refused("{name: c, type: LOGICAL_DNS, load_assignment: {cluster_name: c}}"),
         "load_assignment: LOGICAL_DNS clusters must have a single locality_lb_endpoint and a single lb_endpoint"
     );
-    assert!(refused("{name: c, transport_socket: {name: x, typed_config: {'@type': type.googleapis.com/google.protobuf.Empty}}}")
-        .starts_with("transport_socket.typed_config: found transport socket x (google.protobuf.Empty)"));
+    assert!(
+        refused(
+            "{name: c, transport_socket: {name: x, typed_config: {'@type': type.googleapis.com/google.protobuf.Empty}}}"
+        )
+        .starts_with("transport_socket.typed_config: found transport socket x (google.protobuf.Empty)")
+    );
 }
 
 #[test]
 fn the_first_supported_policy_of_the_list_wins() {
-    let list = |policies: &str| cluster_of(&format!("{{name: c, load_balancing_policy: {{policies: [{policies}]}}}}")).0;
+    let list =
+        |policies: &str| cluster_of(&format!("{{name: c, load_balancing_policy: {{policies: [{policies}]}}}}")).0;
     let policy = |name: &str, kind: &str| {
-        format!("{{typed_extension_config: {{name: x, typed_config: {{'@type': type.googleapis.com/envoy.extensions.load_balancing_policies.{name}.v3.{kind}}}}}}}")
+        format!(
+            "{{typed_extension_config: {{name: x, typed_config: {{'@type': type.googleapis.com/envoy.extensions.load_balancing_policies.{name}.v3.{kind}}}}}}}"
+        )
     };
     let (maglev, least) = (policy("maglev", "Maglev"), policy("least_request", "LeastRequest"));
     let chosen = list(&format!("{maglev}, {least}")).unwrap().lb;
@@ -383,7 +391,10 @@ fn a_plain_listener_and_manager_have_envoys_defaults() {
     assert_eq!(manager.server_name, "envoy");
     assert_eq!(manager.stream_idle_timeout, Some(Duration::from_secs(300)));
     assert_eq!(manager.idle_timeout, Some(Duration::from_secs(3600)));
-    assert_eq!((manager.drain_timeout, manager.delayed_close_timeout), (Duration::from_secs(5), Some(Duration::from_secs(1))));
+    assert_eq!(
+        (manager.drain_timeout, manager.delayed_close_timeout),
+        (Duration::from_secs(5), Some(Duration::from_secs(1)))
+    );
     assert_eq!((manager.max_request_headers_bytes, manager.max_headers_count), (60 << 10, 100));
     assert!(manager.generate_request_id && manager.reject_path_with_fragment && !manager.normalize_path);
     assert_eq!(manager.forward_client_cert, ForwardClientCert::Sanitize);
@@ -440,7 +451,8 @@ fn filters_without_work_pass_in_silence_and_others_with_a_warning() {
         warnings,
         [(
             "filter_chains[0].filters[0].typed_config.http_filters[0].typed_config".to_owned(),
-            "filter gw (envoy.extensions.filters.http.grpc_web.v3.GrpcWeb) does not exist here; requests pass it by".to_owned()
+            "filter gw (envoy.extensions.filters.http.grpc_web.v3.GrpcWeb) does not exist here; requests pass it by"
+                .to_owned()
         )]
     );
     let (converted, _) = manager(&format!(", http_filters: [{ROUTER}, {fault}]"));
@@ -459,7 +471,9 @@ fn listeners_that_make_no_sense_are_refused() {
         "filter_chains[1]: filter chain 'b' has the same matching rules defined as 'a'"
     );
     assert_eq!(
-        refused("{name: l, address: {socket_address: {address: 127.0.0.1, port_value: 80, ipv4_compat: true}}, filter_chains: [{}]}"),
+        refused(
+            "{name: l, address: {socket_address: {address: 127.0.0.1, port_value: 80, ipv4_compat: true}}, filter_chains: [{}]}"
+        ),
         "address: Only IPv6 address '::' or valid IPv4-mapped IPv6 address can set ipv4_compat: 127.0.0.1:80"
     );
     for (filter, kind) in [("proxy_protocol", "ProxyProtocol"), ("original_src", "OriginalSrc")] {
@@ -469,10 +483,12 @@ fn listeners_that_make_no_sense_are_refused() {
         ));
         assert!(error.starts_with("listener_filters[0].typed_config: found listener filter f (envoy"), "{error}");
     }
-    assert!(refused(&format!(
-        "{{name: l, {ADDRESS}, filter_chains: [{{filter_chain_match: {{server_names: ['a.*.b']}}}}]}}"
-    ))
-    .ends_with("partial wildcards are not supported in \"server_names\""));
+    assert!(
+        refused(&format!(
+            "{{name: l, {ADDRESS}, filter_chains: [{{filter_chain_match: {{server_names: ['a.*.b']}}}}]}}"
+        ))
+        .ends_with("partial wildcards are not supported in \"server_names\"")
+    );
 }
 
 #[test]
@@ -518,7 +534,7 @@ fn istios_routes_convert() {
           retry_policy: {retry_on: 'connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes', num_retries: 2,
             retry_host_predicate: [{name: p, typed_config: {'@type': type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}],
             host_selection_retry_max_attempts: 5},
-          regex_rewrite: {pattern: {regex: '^/a/(.*)'}, substitution: '/b/\\\\1'},
+          regex_rewrite: {pattern: {regex: '^/a/(.*)'}, substitution: '/b/\\1'},
           hash_policy: [{header: {header_name: x}}, {connection_properties: {source_ip: true}}]},
         request_headers_to_add: [{header: {key: x, value: '%REQ(y)%'}, append_action: OVERWRITE_IF_EXISTS_OR_ADD}],
         response_headers_to_remove: [z]},
