@@ -1,1 +1,319 @@
 //! From what xDS delivers to what runs: converted, warmed, applied in order, acknowledged, recorded in the ledger.
+//!
+//! One task on the control thread owns all of it. It hears of resources that are wanted (a slot was asked for), of what
+//! the streams bring, and of first fetches that took too long; everything else is the managers' own business.
+
+mod apply;
+mod dump;
+mod ledger;
+mod stats;
+mod streams;
+
+pub use dump::{DumpQuery, StaticConfig, Warming};
+pub use ledger::{Ledger, Record, State};
+
+use crate::config::Context;
+use crate::config::model::{Bootstrap, ConfigSource, ConfigSourceKind, LoadAssignment, SecretKind};
+use crate::listener::ListenerManager;
+use crate::services::Services;
+use crate::slots::{Key, Kind, Store, Want};
+use stats::DiscoveryStats;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use streams::{StreamId, Streams};
+use tokio::sync::{mpsc, watch};
+use xds_client::{Event, Subscription, TypeUrl};
+
+/// What discovery is made of; moved into its task.
+pub struct Parts {
+    pub services: Arc<Services>,
+    pub assignments: Arc<Store<LoadAssignment>>,
+    pub listeners: Rc<ListenerManager>,
+    pub wants: mpsc::UnboundedReceiver<Want>,
+    pub bootstrap: Arc<Bootstrap>,
+    /// `--reject-unknown-dynamic-fields`.
+    pub reject_unknown_fields: bool,
+}
+
+/// The rest of the server's view of the discovery task.
+pub struct Discovery {
+    pub ledger: Rc<RefCell<Ledger>>,
+    start_listeners: watch::Sender<bool>,
+    clusters_answered: watch::Receiver<bool>,
+    listeners_answered: watch::Receiver<bool>,
+}
+
+impl Discovery {
+    /// Starts the task, and with it the streams; clusters are asked for at once if the bootstrap names a source.
+    pub fn start(parts: Parts) -> Rc<Discovery> {
+        let ledger = Rc::new(RefCell::new(Ledger::default()));
+        let (start_listeners, start_listeners_rx) = watch::channel(false);
+        let (clusters_tx, clusters_answered) = watch::channel(parts.bootstrap.cds.is_none());
+        let (listeners_tx, listeners_answered) = watch::channel(parts.bootstrap.lds.is_none());
+        let (events_tx, events) = mpsc::channel(1);
+        let (late_tx, late) = mpsc::unbounded_channel();
+        let secrets = parts.bootstrap.secrets.iter().map(|s| (s.name.clone(), s.kind.clone())).collect();
+        let task = Task {
+            stats: DiscoveryStats::new(&parts.services.registry),
+            streams: Streams::new(parts.services.clone(), parts.bootstrap.clone(), events_tx),
+            services: parts.services,
+            assignments: parts.assignments,
+            listeners: parts.listeners,
+            context: Context::with_runtime(parts.bootstrap.runtime.clone()),
+            bootstrap: parts.bootstrap,
+            reject_unknown_fields: parts.reject_unknown_fields,
+            ledger: ledger.clone(),
+            static_secrets: secrets,
+            wanted: HashMap::new(),
+            warned: HashSet::new(),
+            late: late_tx,
+            clusters_answered: clusters_tx,
+            listeners_answered: listeners_tx,
+        };
+        tokio::task::spawn_local(task.run(parts.wants, events, late, start_listeners_rx));
+        Rc::new(Discovery { ledger, start_listeners, clusters_answered, listeners_answered })
+    }
+
+    /// Returns once the first answer for clusters was applied, or waiting for it ended.
+    pub async fn clusters_answered(&self) {
+        // an error means that the task is gone: at shutdown nobody waits for clusters
+        let _ = self.clusters_answered.clone().wait_for(|answered| *answered).await;
+    }
+
+    /// Asks for listeners: the clusters they lead to are warm.
+    pub fn start_listeners(&self) {
+        self.start_listeners.send_replace(true);
+    }
+
+    /// Returns once the first answer for listeners was applied, or waiting for it ended.
+    pub async fn listeners_answered(&self) {
+        let _ = self.listeners_answered.clone().wait_for(|answered| *answered).await;
+    }
+}
+
+/// A first fetch that did not come in time.
+enum Late {
+    Clusters,
+    Listeners,
+    Resource(Kind, Key),
+}
+
+/// The slots that wait for one name on one stream: sources may differ in nothing but their timeouts.
+type Wanted = HashMap<(StreamId, Kind, Arc<str>), Vec<Key>>;
+
+struct Task {
+    services: Arc<Services>,
+    assignments: Arc<Store<LoadAssignment>>,
+    listeners: Rc<ListenerManager>,
+    bootstrap: Arc<Bootstrap>,
+    /// Kept from one resource to the next: it knows the runtime values.
+    context: Context,
+    reject_unknown_fields: bool,
+    streams: Streams,
+    ledger: Rc<RefCell<Ledger>>,
+    stats: DiscoveryStats,
+    static_secrets: HashMap<Arc<str>, SecretKind>,
+    wanted: Wanted,
+    /// Warnings already logged: one line per distinct warning.
+    warned: HashSet<String>,
+    late: mpsc::UnboundedSender<Late>,
+    clusters_answered: watch::Sender<bool>,
+    listeners_answered: watch::Sender<bool>,
+}
+
+impl Task {
+    async fn run(
+        mut self,
+        mut wants: mpsc::UnboundedReceiver<Want>,
+        mut events: mpsc::Receiver<(StreamId, Event)>,
+        mut late: mpsc::UnboundedReceiver<Late>,
+        mut start_listeners: watch::Receiver<bool>,
+    ) {
+        if let Some(source) = self.bootstrap.cds.clone() {
+            self.subscribe_all(&source, TypeUrl::CLUSTER, Late::Clusters);
+        }
+        let mut listeners_started = false;
+        loop {
+            tokio::select! {
+                Some(want) = wants.recv() => self.want(want),
+                Some((stream, event)) = events.recv() => self.event(stream, event, &mut wants),
+                Some(late) = late.recv() => self.late(late),
+                started = start_listeners.wait_for(|started| *started), if !listeners_started => {
+                    if started.is_err() {
+                        return;
+                    }
+                    listeners_started = true;
+                    if let Some(source) = self.bootstrap.lds.clone() {
+                        self.subscribe_all(&source, TypeUrl::LISTENER, Late::Listeners);
+                    }
+                }
+                else => return,
+            }
+        }
+    }
+
+    /// Everything of a type: clusters or listeners.
+    fn subscribe_all(&mut self, source: &ConfigSource, type_url: TypeUrl, late: Late) {
+        match self.streams.client(source, &type_url, None) {
+            Ok((_, client)) => client.subscribe(&type_url, Subscription::Wildcard),
+            Err(reason) => tracing::error!("{}: {reason}", type_url.message_name()),
+        }
+        self.arm(source.initial_fetch_timeout, late);
+    }
+
+    fn arm(&self, timeout: Option<Duration>, late: Late) {
+        if let Some(timeout) = timeout {
+            let tx = self.late.clone();
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(timeout).await;
+                // the task may have ended
+                let _ = tx.send(late);
+            });
+        }
+    }
+
+    fn late(&mut self, late: Late) {
+        match late {
+            Late::Clusters if !*self.clusters_answered.borrow() => {
+                tracing::warn!("gRPC config: initial fetch timed out for clusters");
+                self.stats.clusters.init_fetch_timeout.inc();
+                self.clusters_answered.send_replace(true);
+            }
+            Late::Listeners if !*self.listeners_answered.borrow() => {
+                tracing::warn!("gRPC config: initial fetch timed out for listeners");
+                self.stats.listeners.init_fetch_timeout.inc();
+                self.listeners_answered.send_replace(true);
+            }
+            Late::Clusters | Late::Listeners => {}
+            Late::Resource(kind, key) => {
+                if self.is_waiting(kind, &key) {
+                    tracing::warn!("gRPC config: initial fetch timed out for {kind:?} {}", key.name);
+                    self.give_up(kind, &key);
+                }
+            }
+        }
+    }
+
+    fn is_waiting(&self, kind: Kind, key: &Key) -> bool {
+        match kind {
+            Kind::Route => self.services.routes.get(key).is_some_and(|s| !s.is_settled()),
+            Kind::Secret => self.services.secrets.store.get(key).is_some_and(|s| !s.is_settled()),
+            Kind::Assignment => self.assignments.get(key).is_some_and(|s| !s.is_settled()),
+        }
+    }
+
+    fn is_held(&self, kind: Kind, key: &Key) -> bool {
+        match kind {
+            Kind::Route => self.services.routes.get(key).is_some(),
+            Kind::Secret => self.services.secrets.store.get(key).is_some(),
+            Kind::Assignment => self.assignments.get(key).is_some(),
+        }
+    }
+
+    fn give_up(&self, kind: Kind, key: &Key) {
+        match kind {
+            Kind::Route => self.services.routes.give_up(key),
+            Kind::Secret => self.services.secrets.store.give_up(key),
+            Kind::Assignment => self.assignments.give_up(key),
+        }
+    }
+
+    fn want(&mut self, want: Want) {
+        match want {
+            Want::Subscribe(kind, key) => self.subscribe(kind, key),
+            // a slot that was dropped and asked for again meanwhile is held
+            Want::Unsubscribe(kind, key) if !self.is_held(kind, &key) => self.unsubscribe(kind, &key),
+            Want::Unsubscribe(..) => {}
+        }
+    }
+
+    fn subscribe(&mut self, kind: Kind, key: Key) {
+        let Some(source) = key.source.clone() else {
+            return self.fill_static(kind, &key);
+        };
+        let type_url = type_of(kind);
+        match self.streams.client(&source, &type_url, Some(&key.name)) {
+            Ok((stream, client)) => {
+                let keys = self.wanted.entry((stream.clone(), kind, key.name.clone())).or_default();
+                let first = keys.is_empty();
+                if !keys.contains(&key) {
+                    keys.push(key.clone());
+                }
+                if first {
+                    client.subscribe(&type_url, Subscription::names([key.name.to_string()]));
+                } else {
+                    self.refill(&stream, kind, &key);
+                }
+                self.arm(source.initial_fetch_timeout, Late::Resource(kind, key));
+            }
+            Err(reason) => {
+                tracing::error!("{kind:?} {}: {reason}", key.name);
+                self.give_up(kind, &key);
+            }
+        }
+    }
+
+    /// A secret of the bootstrap: it is there from the start or never.
+    fn fill_static(&mut self, kind: Kind, key: &Key) {
+        let filled = match (kind, self.static_secrets.get(&key.name)) {
+            (Kind::Secret, Some(secret)) => match self.services.secrets.update(key, secret.clone()) {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::error!("secret {}: {error}", key.name);
+                    false
+                }
+            },
+            _ => false,
+        };
+        if !filled {
+            tracing::error!("no static {kind:?} named {} that can be used", key.name);
+            self.give_up(kind, key);
+        }
+    }
+
+    fn unsubscribe(&mut self, kind: Kind, key: &Key) {
+        let Some(source) = &key.source else { return };
+        let type_url = type_of(kind);
+        let stream = self.streams.id(source, &type_url, Some(&key.name));
+        let wanted = (stream, kind, key.name.clone());
+        let Some(keys) = self.wanted.get_mut(&wanted) else { return };
+        keys.retain(|k| k != key);
+        if keys.is_empty() {
+            self.wanted.remove(&wanted);
+            self.ledger.borrow_mut().forget(&type_url, &key.name);
+            self.streams.unsubscribe(&wanted.0, &type_url, &key.name);
+        }
+    }
+
+    fn event(&mut self, stream: StreamId, event: Event, wants: &mut mpsc::UnboundedReceiver<Want>) {
+        match event {
+            Event::Connected => {
+                tracing::debug!("xds: connected to {stream}");
+                self.stats.connected_state.set(1);
+            }
+            Event::Disconnected { error, retry_in, .. } => {
+                tracing::warn!("xds: stream to {stream} closed: {error}; next attempt in {} ms", retry_in.as_millis());
+                self.stats.connected_state.set(0);
+                self.stats.failed(&stream);
+            }
+            Event::Response(response) => self.response(&stream, response, wants),
+        }
+    }
+}
+
+/// The xDS type that fills slots of this kind.
+fn type_of(kind: Kind) -> TypeUrl {
+    match kind {
+        Kind::Route => TypeUrl::ROUTE,
+        Kind::Secret => TypeUrl::SECRET,
+        Kind::Assignment => TypeUrl::ENDPOINT,
+    }
+}
+
+/// Whether a source is the bootstrap's aggregated stream.
+fn is_ads(source: &ConfigSource) -> bool {
+    matches!(source.kind, ConfigSourceKind::Ads)
+}

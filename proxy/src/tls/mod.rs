@@ -4,11 +4,23 @@
 //! the one before it stays. A context follows its secrets: rotation builds a new rustls configuration for new handshakes
 //! and touches no connection.
 
-use crate::config::ConfigError;
-use crate::config::model::{DownstreamTlsConfig, SdsSecret, SecretKind, UpstreamTlsConfig};
-use crate::net::Socket;
-use crate::slots::{Key, Store};
-use crate::stats::Scope;
+mod certificate;
+mod downstream;
+mod failure;
+mod material;
+mod secrets;
+mod stats;
+mod suites;
+#[cfg(test)]
+mod tests;
+mod upstream;
+mod verify;
+
+pub use downstream::DownstreamContext;
+pub use upstream::UpstreamContext;
+
+use crate::config::model::SecretKind;
+use crate::slots::Store;
 use rustls_pki_types::CertificateDer;
 use std::sync::Arc;
 
@@ -79,30 +91,7 @@ pub enum TlsFailureKind {
 /// Secrets by name and source. Filled by discovery through [`Secrets::update`].
 pub struct Secrets {
     pub store: Store<SecretKind>,
-}
-
-impl Secrets {
-    pub fn new(store: Store<SecretKind>) -> Arc<Secrets> {
-        Arc::new(Secrets { store })
-    }
-
-    /// The slot key of a secret.
-    pub fn key(secret: &SdsSecret) -> Key {
-        Key { name: secret.name.clone(), source: secret.source.clone() }
-    }
-
-    /// Checks a secret (parses, key fits certificate, not expired) and gives it to all who hold its slot.
-    ///
-    /// # Errors
-    /// What is wrong with it; the secret before it stays in use.
-    pub fn update(&self, _key: &Key, _secret: SecretKind) -> Result<(), ConfigError> {
-        todo!()
-    }
-
-    /// Every certificate in use, for /certs.
-    pub fn certificates(&self) -> Vec<CertificateView> {
-        todo!()
-    }
+    users: secrets::Users,
 }
 
 /// One entry of /certs.
@@ -119,44 +108,6 @@ pub struct CertificateDetails {
     pub certificate: Arc<PeerCertificate>,
 }
 
-/// The server side of TLS on a filter chain.
-pub struct DownstreamContext {}
-
-impl DownstreamContext {
-    /// `scope` is the listener's (`listener.<address>.`); stats are `ssl.*` below it.
-    ///
-    /// # Errors
-    /// Names the field that cannot be used (cipher, certificate, CA).
-    pub fn new(
-        _config: Arc<DownstreamTlsConfig>,
-        _secrets: &Arc<Secrets>,
-        _scope: &Scope,
-    ) -> Result<Arc<DownstreamContext>, ConfigError> {
-        todo!()
-    }
-
-    /// Whether every secret has arrived or was given up on.
-    pub fn is_settled(&self) -> bool {
-        todo!()
-    }
-
-    /// Returns when `is_settled` first holds.
-    pub async fn settled(&self) {
-        todo!()
-    }
-
-    /// The handshake, unbounded in time: the caller sets the bound.
-    pub async fn accept(
-        &self,
-        _socket: Socket,
-    ) -> Result<(Box<tokio_rustls::server::TlsStream<Socket>>, Arc<TlsInfo>), TlsFailure> {
-        todo!()
-    }
-}
-
-/// The client side of TLS of a cluster.
-pub struct UpstreamContext {}
-
 /// What one connection may set differently.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct ConnectOptions {
@@ -166,35 +117,4 @@ pub struct ConnectOptions {
     pub verify_name: Option<Arc<str>>,
     /// Protocols to offer instead of the configured ones, e.g. `h2` when the configuration names none.
     pub alpn: Option<Vec<Box<[u8]>>>,
-}
-
-impl UpstreamContext {
-    /// `scope` is the cluster's (`cluster.<name>.`).
-    ///
-    /// # Errors
-    /// Names the field that cannot be used.
-    pub fn new(
-        _config: Arc<UpstreamTlsConfig>,
-        _secrets: &Arc<Secrets>,
-        _scope: &Scope,
-    ) -> Result<Arc<UpstreamContext>, ConfigError> {
-        todo!()
-    }
-
-    pub fn is_settled(&self) -> bool {
-        todo!()
-    }
-
-    pub async fn settled(&self) {
-        todo!()
-    }
-
-    /// The handshake, unbounded in time: the caller sets the bound.
-    pub async fn connect(
-        &self,
-        _socket: Socket,
-        _options: &ConnectOptions,
-    ) -> Result<(Box<tokio_rustls::client::TlsStream<Socket>>, Arc<TlsInfo>), TlsFailure> {
-        todo!()
-    }
 }

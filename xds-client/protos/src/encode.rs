@@ -1,0 +1,404 @@
+//! A [`Node`] tree to the wire form of a message, by its descriptor, with the leniencies of Envoy's loader.
+//!
+//! Those come from protobuf's C++ JSON parser in its legacy mode: both spellings of a field name, one value in place of a
+//! list, well-known types as plain objects, quoted numbers and booleans. It also says that `null` is absence, that two
+//! members of one oneof are an error, and that a plain number is no string. Checked against Envoy 1.40.
+
+use std::fmt::Write;
+
+use crate::error::{FieldPath, LoadError, Position};
+use crate::node::{Key, MAX_DEPTH, Node, Value, quote};
+use crate::scalar;
+use crate::table::{Enum, Field, FieldType, Message, Special};
+use crate::text;
+use crate::wire::{put_bytes, put_nested, put_tag, put_varint};
+
+/// Errors beyond this are not collected: nobody reads them, and each holds strings.
+const MAX_ERRORS: usize = 50;
+
+/// One step of the path to a value.
+enum Step<'a> {
+    Field(&'static str),
+    Index(usize),
+    Key(&'a str),
+}
+
+/// Walks a tree once; `unknown`, `deprecated` and `errors` fill while it does.
+pub(crate) struct Encoder<'a> {
+    file: Option<&'a str>,
+    allow_unknown: bool,
+    path: Vec<Step<'a>>,
+    pub(crate) unknown: Vec<FieldPath>,
+    pub(crate) deprecated: Vec<FieldPath>,
+    pub(crate) errors: Vec<LoadError>,
+}
+
+impl<'a> Encoder<'a> {
+    pub(crate) fn new(file: Option<&'a str>, allow_unknown: bool) -> Encoder<'a> {
+        let (unknown, deprecated, errors) = (Vec::new(), Vec::new(), Vec::new());
+        Encoder { file, allow_unknown, path: Vec::new(), unknown, deprecated, errors }
+    }
+
+    fn path(&self) -> String {
+        let mut out = String::new();
+        for step in &self.path {
+            // Writing to a String does not fail.
+            let _ = match step {
+                Step::Field(name) if out.is_empty() => out.write_str(name),
+                Step::Field(name) => write!(out, ".{name}"),
+                Step::Index(at) => write!(out, "[{at}]"),
+                Step::Key(key) => write!(out, "[{key:?}]"),
+            };
+        }
+        out
+    }
+
+    fn error(&mut self, at: Position, found: impl Into<String>, expected: impl Into<String>) {
+        if self.errors.len() < MAX_ERRORS {
+            let file = self.file.map(str::to_owned);
+            let path = self.path();
+            self.errors.push(LoadError { file, path, found: found.into(), expected: expected.into(), at });
+        }
+    }
+
+    fn mismatch(&mut self, node: &Node, expected: impl Into<String>) {
+        self.error(node.at, node.describe(), expected);
+    }
+
+    fn within(&mut self, step: Step<'a>, walk: impl FnOnce(&mut Self)) {
+        self.path.push(step);
+        walk(self);
+        self.path.pop();
+    }
+
+    /// Appends the body of a message.
+    pub(crate) fn message(&mut self, message: Message, node: &'a Node, out: &mut Vec<u8>) {
+        // Each level of messages adds at least one step, so this bounds the recursion (also that of Any in Any).
+        if self.path.len() > 2 * MAX_DEPTH {
+            return self.error(node.at, "too many levels of nesting", format!("at most {MAX_DEPTH}"));
+        }
+        match message.special() {
+            Special::Any => self.any(node, out),
+            Special::Value => self.dynamic(node, out),
+            Special::Struct => self.structure(node, out),
+            Special::ListValue => self.list_value(node, out),
+            Special::Duration => self.moment(message, node, out, text::parse_duration, "a duration like \"0.25s\""),
+            Special::Timestamp => {
+                self.moment(message, node, out, text::parse_timestamp, "a time like \"2026-01-31T12:00:00Z\"");
+            }
+            Special::Wrapper => match (&node.value, message.field_by_number(1)) {
+                (Value::Map(_), _) | (_, None) => self.object(message, node, out),
+                (_, Some(value)) => self.singular(value, node, out),
+            },
+            Special::None | Special::Empty => self.object(message, node, out),
+        }
+    }
+
+    fn moment(
+        &mut self,
+        message: Message,
+        node: &'a Node,
+        out: &mut Vec<u8>,
+        parse: fn(&str) -> Option<text::Moment>,
+        expected: &str,
+    ) {
+        match &node.value {
+            Value::Map(_) => self.object(message, node, out),
+            Value::Text(value) => match parse(value) {
+                Some((seconds, nanos)) => {
+                    for (number, value) in [(1, seconds), (2, i64::from(nanos))] {
+                        if value != 0 {
+                            put_tag(out, number, 0);
+                            put_varint(out, value as u64);
+                        }
+                    }
+                }
+                None => self.mismatch(node, expected),
+            },
+            _ => self.mismatch(node, expected),
+        }
+    }
+
+    fn object(&mut self, message: Message, node: &'a Node, out: &mut Vec<u8>) {
+        match &node.value {
+            Value::Map(entries) => self.fields(message, entries, "", out),
+            _ => self.mismatch(node, format!("an object ({})", message.name())),
+        }
+    }
+
+    /// The members of an object, without the one named `skipped`.
+    fn fields(&mut self, message: Message, entries: &'a [(Key, Node)], skipped: &str, out: &mut Vec<u8>) {
+        let mut oneofs: Vec<Option<Field>> = Vec::new();
+        for (key, node) in entries.iter().filter(|(key, _)| skipped.is_empty() || key.name != skipped) {
+            let Some(field) = message.field_by_name(&key.name) else {
+                self.unknown_field(message, key);
+                continue;
+            };
+            if let (Some(at), false) = (field.oneof(), is_absent(field, node)) {
+                if oneofs.len() <= at {
+                    oneofs.resize(at + 1, None);
+                }
+                if let Some(other) = oneofs[at].replace(field).filter(|other| *other != field) {
+                    let expected = format!("only one of `{}` and `{}`", other.name(), field.name());
+                    self.within(Step::Field(field.name()), |this| this.error(key.at, "both", expected));
+                    continue;
+                }
+            }
+            self.within(Step::Field(field.name()), |this| {
+                if field.is_deprecated() && !is_absent(field, node) {
+                    let name = format!("{}.{}", message.name(), field.name());
+                    this.deprecated.push(FieldPath { path: this.path(), name });
+                }
+                this.field(field, node, out);
+            });
+        }
+    }
+
+    fn unknown_field(&mut self, message: Message, key: &'a Key) {
+        let parent = self.path();
+        let path = if parent.is_empty() { key.name.clone() } else { format!("{parent}.{}", key.name) };
+        if self.allow_unknown {
+            self.unknown.push(FieldPath { path, name: format!("{}.{}", message.name(), key.name) });
+        } else if self.errors.len() < MAX_ERRORS {
+            let mut expected = format!("a field of {}", message.name());
+            if let Some(near) = nearest(&key.name, message.fields().map(Field::name)) {
+                let _ = write!(expected, " (did you mean \"{near}\"?)");
+            }
+            let file = self.file.map(str::to_owned);
+            self.errors.push(LoadError { file, path, found: "an unknown field".into(), expected, at: key.at });
+        }
+    }
+
+    fn field(&mut self, field: Field, node: &'a Node, out: &mut Vec<u8>) {
+        if is_absent(field, node) {
+            return;
+        }
+        if let Some(entry) = field.map_entry() {
+            return self.map(field, entry, node, out);
+        }
+        if field.is_repeated() {
+            return self.list(field, node, out, 0);
+        }
+        self.singular(field, node, out);
+    }
+
+    fn list(&mut self, field: Field, node: &'a Node, out: &mut Vec<u8>, depth: usize) {
+        let holds_lists = matches!(field.field_type(), FieldType::Message(message)
+            if matches!(message.special(), Special::Value | Special::ListValue));
+        match &node.value {
+            // Lists in a list are flattened by the legacy parser, except where the element may be a list itself.
+            Value::List(items) if depth == 0 || (!holds_lists && depth < MAX_DEPTH) => {
+                for (at, item) in items.iter().enumerate() {
+                    self.within(Step::Index(at), |this| this.list(field, item, out, depth + 1));
+                }
+            }
+            // `null` in a list is an element with all defaults.
+            Value::Null if !holds_lists => match field.field_type() {
+                FieldType::Message(_) => put_bytes(out, field.number(), &[]),
+                FieldType::Enum(_) | FieldType::Scalar(_) => scalar::put_default(field, out),
+            },
+            _ => self.value(field, node, out),
+        }
+    }
+
+    fn map(&mut self, field: Field, entry: Message, node: &'a Node, out: &mut Vec<u8>) {
+        let Value::Map(entries) = &node.value else {
+            return self.mismatch(node, "an object (a map)");
+        };
+        let (Some(key_field), Some(value_field)) = (entry.field_by_number(1), entry.field_by_number(2)) else { return };
+        for (key, value) in entries {
+            self.within(Step::Key(&key.name), |this| {
+                put_nested(out, field.number(), |out| {
+                    match scalar::from_text(key_field.kind(), &key.name) {
+                        Some(parsed) => scalar::put(key_field.number(), key_field.kind(), &parsed, out),
+                        None => this.error(key.at, quote(&key.name), scalar::expectation(key_field.kind())),
+                    }
+                    this.field(value_field, value, out);
+                });
+            });
+        }
+    }
+
+    /// A field that holds one value; its default is left out where that is the same as absence.
+    fn singular(&mut self, field: Field, node: &'a Node, out: &mut Vec<u8>) {
+        let start = out.len();
+        self.value(field, node, out);
+        if !field.has_presence() && scalar::is_default(&out[start..]) {
+            out.truncate(start);
+        }
+    }
+
+    /// One value with its tag, whether default or not.
+    fn value(&mut self, field: Field, node: &'a Node, out: &mut Vec<u8>) {
+        match field.field_type() {
+            FieldType::Message(message) => put_nested(out, field.number(), |out| self.message(message, node, out)),
+            FieldType::Enum(values) => self.enumeration(field, values, node, out),
+            FieldType::Scalar(kind) => match scalar::from_node(kind, node) {
+                Some(parsed) => scalar::put(field.number(), kind, &parsed, out),
+                None => self.mismatch(node, scalar::expectation(kind)),
+            },
+        }
+    }
+
+    fn enumeration(&mut self, field: Field, values: Enum, node: &Node, out: &mut Vec<u8>) {
+        if values.name() == "google.protobuf.NullValue" && node.value == Value::Null {
+            return scalar::put_default(field, out);
+        }
+        let number = match &node.value {
+            Value::Text(name) => values.number(name).or_else(|| name.parse().ok()),
+            _ => scalar::whole(node).and_then(|number| i32::try_from(number).ok()),
+        };
+        match number {
+            Some(number) => {
+                put_tag(out, field.number(), 0);
+                put_varint(out, i64::from(number) as u64);
+            }
+            None => match &node.value {
+                Value::Text(name) if self.allow_unknown => {
+                    self.unknown.push(FieldPath { path: self.path(), name: format!("{}.{name}", values.name()) });
+                }
+                _ => self.mismatch(node, expected_enum(values, node)),
+            },
+        }
+    }
+
+    fn any(&mut self, node: &'a Node, out: &mut Vec<u8>) {
+        let Value::Map(entries) = &node.value else {
+            return self.mismatch(node, "an object with \"@type\"");
+        };
+        if entries.is_empty() {
+            return;
+        }
+        let Some((_, type_node)) = entries.iter().find(|(key, _)| key.name == "@type") else {
+            return self.error(node.at, "an object without \"@type\"", "\"@type\" beside the fields of the message");
+        };
+        let Value::Text(url) = &type_node.value else {
+            return self.mismatch(type_node, "a type URL like \"type.googleapis.com/envoy.config.cluster.v3.Cluster\"");
+        };
+        let message = url.rsplit_once('/').filter(|(host, _)| !host.is_empty()).map(|(_, name)| name);
+        let Some(name) = message else {
+            return self
+                .mismatch(type_node, format!("a type URL like \"type.googleapis.com/{}\"", url.trim_matches('/')));
+        };
+        let Some(message) = Message::find(name) else {
+            return self.within(Step::Field("@type"), |this| this.mismatch(type_node, "a type that Envoy's API has"));
+        };
+        put_bytes(out, 1, url.as_bytes());
+        put_nested(out, 2, |out| match message.special() {
+            Special::None | Special::Empty => self.fields(message, entries, "@type", out),
+            _ => match node.get("value") {
+                Some(value) => self.within(Step::Field("value"), |this| this.message(message, value, out)),
+                None => self.error(node.at, "no \"value\"", format!("\"value\" with the {}", message.name())),
+            },
+        });
+    }
+
+    /// The body of a `google.protobuf.Value`.
+    fn dynamic(&mut self, node: &'a Node, out: &mut Vec<u8>) {
+        let mut number = |value: f64| {
+            put_tag(out, 2, 1);
+            out.extend_from_slice(&value.to_le_bytes());
+        };
+        match &node.value {
+            Value::Null => {
+                put_tag(out, 1, 0);
+                put_varint(out, 0);
+            }
+            Value::Int(value) => number(*value as f64),
+            Value::Uint(value) => number(*value as f64),
+            Value::Float(value) => number(*value),
+            Value::Text(value) => put_bytes(out, 3, value.as_bytes()),
+            Value::Bool(value) => {
+                put_tag(out, 4, 0);
+                put_varint(out, u64::from(*value));
+            }
+            Value::Map(_) => put_nested(out, 5, |out| self.structure(node, out)),
+            Value::List(_) => put_nested(out, 6, |out| self.list_value(node, out)),
+        }
+    }
+
+    /// The body of a `google.protobuf.Struct`. Its depth is that of the tree, which the readers bound.
+    fn structure(&mut self, node: &'a Node, out: &mut Vec<u8>) {
+        let Value::Map(entries) = &node.value else {
+            return self.mismatch(node, "an object");
+        };
+        for (key, value) in entries {
+            put_nested(out, 1, |out| {
+                put_bytes(out, 1, key.name.as_bytes());
+                put_nested(out, 2, |out| self.dynamic(value, out));
+            });
+        }
+    }
+
+    /// The body of a `google.protobuf.ListValue`.
+    fn list_value(&mut self, node: &'a Node, out: &mut Vec<u8>) {
+        let Value::List(items) = &node.value else {
+            return self.mismatch(node, "a list");
+        };
+        for item in items {
+            put_nested(out, 1, |out| self.dynamic(item, out));
+        }
+    }
+}
+
+/// `null` leaves a field unset, except where null is a value.
+fn is_absent(field: Field, node: &Node) -> bool {
+    node.value == Value::Null
+        && (field.is_repeated()
+            || match field.field_type() {
+                FieldType::Message(message) => message.special() != Special::Value,
+                FieldType::Enum(values) => values.name() != "google.protobuf.NullValue",
+                FieldType::Scalar(_) => true,
+            })
+}
+
+fn expected_enum(values: Enum, node: &Node) -> String {
+    /// More names than this are not listed.
+    const LISTED: usize = 8;
+    let mut expected = String::from("one of ");
+    for (at, (name, _)) in values.values().take(LISTED).enumerate() {
+        let _ = write!(expected, "{}{name}", if at == 0 { "" } else { ", " });
+    }
+    if values.values().len() > LISTED {
+        expected.push_str(", ...");
+    }
+    if let Value::Text(wrong) = &node.value
+        && let Some(near) = nearest(&wrong.to_ascii_uppercase(), values.values().map(|(name, _)| name))
+    {
+        let _ = write!(expected, " (did you mean \"{near}\"?)");
+    }
+    expected
+}
+
+/// The name that was probably meant.
+fn nearest<'n>(wrong: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    /// Longer names come from no person, and the distance costs their product.
+    const LONGEST: usize = 100;
+    if wrong.len() > LONGEST {
+        return None;
+    }
+    let limit = (wrong.len() / 3).max(1);
+    names
+        .map(|name| (distance(wrong, name), name))
+        .filter(|(distance, _)| *distance <= limit)
+        .min()
+        .map(|(_, name)| name)
+}
+
+/// How many letters must be added, dropped or changed; case and underscores count for nothing.
+fn distance(a: &str, b: &str) -> usize {
+    let letters =
+        |text: &str| -> Vec<u8> { text.bytes().filter(|b| *b != b'_').map(|b| b.to_ascii_lowercase()).collect() };
+    let (a, b) = (letters(a), letters(b));
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = i;
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
