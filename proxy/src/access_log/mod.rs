@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of who logs: a request or connection is described by an [`Entry`].
 
+mod fields;
 mod files;
 mod filter;
 mod flags;

@@ -1,7 +1,8 @@
 //! Operators about TLS: the connection and both certificates.
 
 use super::Entry;
-use super::operators::{Wrote, text};
+use super::fields::text;
+use super::operators::Wrote;
 use crate::tls::{PeerCertificate, TlsInfo};
 use sha2::{Digest, Sha256};
 

@@ -42,13 +42,34 @@ const POWERS: [u64; 20] = {
     powers
 };
 
+/// 2^64 over the divisor of a decade, rounded up: for values below 2^32 the upper half of the product is the quotient.
+/// Exact, because such a value times the rounding (less than the divisor) stays below 2^64.
+const RECIPROCALS: [u64; 10] = {
+    let mut reciprocals = [0; 10];
+    let mut decade = 2;
+    while decade < 10 {
+        reciprocals[decade] = u64::MAX / POWERS[decade - 1] + 1;
+        decade += 1;
+    }
+    reciprocals
+};
+
 /// The bin of a value: decade times 90 plus the two leading digits less 10; `None` is the bin of zero.
 #[inline]
 pub(super) fn bin_of(value: u64) -> Option<usize> {
-    let decade = value.checked_ilog10()? as usize;
-    let digits = match decade {
-        0 => value * 10,
-        _ => value / POWERS[decade - 1],
+    let (decade, digits) = match value {
+        0 => return None,
+        1..=9 => (0, value * 10),
+        10..=99 => (1, value),
+        // A division costs more than all the rest of counting a value.
+        100..=0xffff_ffff => {
+            let decade = (value as u32).ilog10() as usize;
+            (decade, ((u128::from(value) * u128::from(RECIPROCALS[decade])) >> 64) as u64)
+        }
+        _ => {
+            let decade = value.ilog10() as usize;
+            (decade, value / POWERS[decade - 1])
+        }
     };
     Some(decade * 90 + digits as usize - 10)
 }
@@ -177,6 +198,17 @@ mod tests {
         assert_eq!(bin_of(10), Some(90));
         assert_eq!(bin_of(19), Some(99));
         assert_eq!(bin_of(199), bin_of(190));
+        for decade in 0..20_u32 {
+            for digits in 10..100_u64 {
+                let edge = u128::from(digits) * 10_u128.pow(decade) / 10;
+                let Ok(edge) = u64::try_from(edge) else { continue };
+                let bin = decade as usize * 90 + digits as usize - 10;
+                if decade > 0 || digits.is_multiple_of(10) {
+                    assert_eq!(bin_of(edge), Some(bin), "{edge}");
+                    assert!(bin_of(edge - 1).is_none_or(|below| below < bin), "below {edge}");
+                }
+            }
+        }
         assert_eq!(bin_of(u64::MAX), Some(19 * 90 + 18 - 10));
     }
 
