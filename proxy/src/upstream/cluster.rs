@@ -31,7 +31,7 @@ pub struct Cluster {
     endpoints: ArcSwap<EndpointSet>,
     registry: Registry,
     config_stats: ConfigStats,
-    stats: OnceLock<Box<ClusterStats>>,
+    stats: OnceLock<Arc<ClusterStats>>,
     breakers: [OnceLock<Arc<Breakers>>; 2],
     retired: AtomicBool,
 }
@@ -102,7 +102,11 @@ impl Cluster {
 
     /// The cluster's stats under `cluster.<stat_name>.`, made on first use.
     pub fn stats(&self) -> &ClusterStats {
-        self.stats.get_or_init(|| Box::new(ClusterStats::new(&self.scope())))
+        self.stats.get_or_init(|| {
+            let stats = Arc::new(ClusterStats::new(&self.scope()));
+            show_rest(&stats, &self.endpoints.load());
+            stats
+        })
     }
 
     /// The circuit breakers of a priority, made on first use.
@@ -150,9 +154,14 @@ impl Cluster {
         self.config_stats.updates(|| self.scope())
     }
 
-    /// Begins with the hosts of the version that ran before, so that the next assignment keeps those it still names.
+    /// Begins with the hosts of the version that ran before, so that the next assignment keeps those it still names, and
+    /// counts on in its stats.
     pub(super) fn start_from(&self, running: &Cluster) {
         self.endpoints.store(running.endpoints.load_full());
+        if let Some(stats) = running.stats.get().filter(|_| running.config.stat_name == self.config.stat_name) {
+            // one that traffic has already made counts in the same cells
+            let _ = self.stats.set(Arc::clone(stats));
+        }
     }
 
     /// Takes an assignment; says whether anything differs from the one before. Called by the control thread only.
@@ -178,9 +187,9 @@ impl Cluster {
     fn show_members(&self, set: &EndpointSet) {
         self.config_stats.membership_total.set(set.len() as u64);
         self.config_stats.membership_healthy.set(set.healthy() as u64);
-        self.config_stats.membership_degraded.set(set.degraded() as u64);
-        let heaviest = set.hosts().map(|h| h.facts().weight).max().unwrap_or(0);
-        self.config_stats.max_host_weight.set(heaviest.into());
+        if let Some(stats) = self.stats.get() {
+            show_rest(stats, set);
+        }
     }
 
     /// The transport for an endpoint: the first match whose criteria its metadata fulfils, else the cluster's own.
@@ -199,6 +208,12 @@ impl Cluster {
             Transport::Raw => None,
         })
     }
+}
+
+/// What few people read of the members: kept with the stats of traffic, so that idle clusters need not have it.
+fn show_rest(stats: &ClusterStats, set: &EndpointSet) {
+    stats.membership_degraded.set(set.degraded() as u64);
+    stats.max_host_weight.set(set.hosts().map(|h| h.facts().weight).max().unwrap_or(0).into());
 }
 
 fn fulfils(facts: &HostFacts, m: &TransportMatch) -> bool {

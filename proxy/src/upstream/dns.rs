@@ -108,7 +108,7 @@ async fn refresh(resolvers: &Resolvers, cluster: &Cluster, names: &mut [Name], d
             Ok((addresses, ttl)) => {
                 stats.update_success.inc();
                 if addresses.is_empty() {
-                    stats.update_empty.inc();
+                    stats.rare().update_empty.inc();
                 }
                 if dns.respect_ttl && ttl < wait {
                     wait = ttl;
@@ -116,7 +116,7 @@ async fn refresh(resolvers: &Resolvers, cluster: &Cluster, names: &mut [Name], d
                 name.addresses = addresses;
             }
             Err(error) => {
-                stats.update_failure.inc();
+                stats.rare().update_failure.inc();
                 tracing::debug!(cluster = &*cluster.config.name, name = &*name.host, %error, "DNS resolution failed");
                 wait = wait.min(dns.refresh_rate);
             }

@@ -381,7 +381,7 @@ impl ClusterManager {
         } else if cluster.apply(assignment) {
             self.endpoints_changed();
         } else {
-            cluster.update_stats().update_no_rebuild.inc();
+            cluster.update_stats().rare().update_no_rebuild.inc();
         }
     }
 }
@@ -399,12 +399,12 @@ async fn follow_assignments(
             Some(assignment) => {
                 stats.update_success.inc();
                 if !cluster.apply(&assignment) {
-                    stats.update_no_rebuild.inc();
+                    stats.rare().update_no_rebuild.inc();
                 } else if let Some(manager) = manager.upgrade() {
                     manager.endpoints_changed();
                 }
             }
-            None => stats.update_empty.inc(),
+            None => stats.rare().update_empty.inc(),
         }
     }
 }
@@ -464,9 +464,11 @@ mod tests {
             let first = slot.load().unwrap();
             assert_eq!(manager.add_or_update(fixed("a", 1, 1), true), Ok(Update::Unchanged));
             assert!(Arc::ptr_eq(&first, &slot.load().unwrap()));
+            first.stats().upstream_cx_total.add(3);
             assert_eq!(manager.add_or_update(fixed("a", 1, 2), true), Ok(Update::Live));
             let second = slot.load().unwrap();
             assert!(first.is_retired() && !second.is_retired());
+            assert_eq!(second.stats().upstream_cx_total.value(), 3, "a new version counts on");
             let host = |c: &Cluster| Arc::clone(c.endpoints().hosts().next().unwrap());
             assert!(Arc::ptr_eq(&host(&first), &host(&second)) && !host(&second).is_removed());
             assert!(manager.remove("a") && !manager.remove("a"));
@@ -498,7 +500,7 @@ mod tests {
             store.clear(&key("svc"));
             settle().await;
             assert_eq!(ports(&cluster).len(), 2, "an assignment that goes away changes nothing");
-            assert_eq!(cluster.update_stats().update_empty.value(), 1);
+            assert_eq!(cluster.update_stats().rare().update_empty.value(), 1);
         });
     }
 

@@ -49,7 +49,10 @@ stats! {
             upstream_rq_retry_backoff_ratelimited, upstream_rq_rx_reset, upstream_rq_tx_reset,
             upstream_internal_redirect_failed_total, upstream_internal_redirect_succeeded_total
         }
-        gauges { upstream_cx_active, upstream_rq_active, upstream_rq_pending_active }
+        gauges {
+            upstream_cx_active, upstream_rq_active, upstream_rq_pending_active,
+            membership_degraded, membership_excluded, max_host_weight
+        }
         connect_ms: Histogram = |s: &Scope| s.histogram("upstream_cx_connect_ms", Unit::Milliseconds),
         length_ms: Histogram = |s: &Scope| s.histogram("upstream_cx_length_ms", Unit::Milliseconds),
         requests_per_connection: Histogram = |s: &Scope| s.histogram("upstream_rq_per_cx", Unit::Unspecified),
@@ -124,7 +127,7 @@ stats! {
     /// What configuration and discovery do to a cluster. Made with the cluster.
     ConfigStats {
         counters { membership_change }
-        gauges { membership_total, membership_healthy, membership_degraded, membership_excluded, max_host_weight }
+        gauges { membership_total, membership_healthy }
         updates: OnceLock<Box<UpdateStats>> = |_: &Scope| OnceLock::new(),
     }
 }
@@ -132,8 +135,24 @@ stats! {
 stats! {
     /// Of clusters whose endpoints are discovered.
     UpdateStats {
-        counters { update_attempt, update_success, update_failure, update_empty, update_no_rebuild }
+        counters { update_attempt, update_success }
         gauges { }
+        rare: OnceLock<Box<RareUpdateStats>> = |_: &Scope| OnceLock::new(),
+        scope: Scope = |s: &Scope| s.clone(),
+    }
+}
+
+stats! {
+    /// Of updates that brought nothing. Made with the first of them.
+    RareUpdateStats {
+        counters { update_failure, update_empty, update_no_rebuild }
+        gauges { }
+    }
+}
+
+impl UpdateStats {
+    pub(super) fn rare(&self) -> &RareUpdateStats {
+        self.rare.get_or_init(|| Box::new(RareUpdateStats::new(&self.scope)))
     }
 }
 
