@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use outrigger_tests::config::{
-    self, SDS_CLUSTER, any, eds_cluster, endpoints, hcm_inline, hcm_rds, http_listener, original_dst_cluster,
-    route_config, route_to, static_cluster, tcp_listener, weighted_route, with_istio_mtls, with_istio_strict,
+    SDS_CLUSTER, any, eds_cluster, endpoints, hcm_inline, hcm_rds, http_listener, original_dst_cluster, route_config,
+    route_to, static_cluster, tcp_listener, weighted_route, with_istio_mtls, with_istio_strict,
 };
 use outrigger_tests::control_plane::Batch;
 use prost::{Message, Name};
@@ -255,7 +255,7 @@ fn application(origin: Option<SocketAddr>, redirected: bool) -> Cluster {
 fn add_listener_filter<M: Message + Name>(listener: &mut Listener, name: &str, filter: &M) {
     listener.listener_filters.push(ListenerFilter {
         name: name.to_owned(),
-        config_type: Some(listener_filter::ConfigType::TypedConfig(config::any(filter))),
+        config_type: Some(listener_filter::ConfigType::TypedConfig(any(filter))),
         ..ListenerFilter::default()
     });
 }

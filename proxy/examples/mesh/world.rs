@@ -116,7 +116,7 @@ impl Mesh {
             program,
             dir,
         };
-        for pod in Pod::ALL {
+        for pod in Pod::SERVERS.into_iter().chain([Pod::Client]) {
             show.progress(&format!("starting the sidecar of {}", pod.name()));
             mesh.start_sidecar(pod, proxy).await?;
         }
