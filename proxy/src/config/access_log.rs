@@ -71,7 +71,7 @@ fn file(message: FileAccessLog, cx: &mut Context) -> Result<(AccessLogSink, Acce
         Some(Format::Format(text)) if text.is_empty() => AccessLogFormat::Default,
         Some(Format::Format(format)) => AccessLogFormat::Text { format, omit_empty: false },
         Some(Format::JsonFormat(fields) | Format::TypedJsonFormat(fields)) => {
-            AccessLogFormat::Json { format: json_object(fields), omit_empty: false }
+            AccessLogFormat::Json { format: json_object(&fields), omit_empty: false }
         }
         Some(Format::LogFormat(format)) => log_format(Some(format), cx)?,
     };
@@ -95,7 +95,7 @@ fn format_string(message: core::SubstitutionFormatString, cx: &mut Context) -> R
     let omit_empty = omit_empty_values;
     Ok(match cx.required("format", format)? {
         Format::TextFormat(format) => AccessLogFormat::Text { format, omit_empty },
-        Format::JsonFormat(fields) => AccessLogFormat::Json { format: json_object(fields), omit_empty },
+        Format::JsonFormat(fields) => AccessLogFormat::Json { format: json_object(&fields), omit_empty },
         Format::TextFormatSource(source) => {
             let source = cx.at("text_format_source", |cx| data_source(source, cx))?;
             let format = String::from_utf8(source.bytes.into())

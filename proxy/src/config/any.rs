@@ -3,9 +3,10 @@
 use super::context::{Context, Result};
 use super::pb::{core, google};
 use prost::{Message, Name};
+use xds_protos::{Descriptors, ParseOptions, TypedStruct};
 
-/// Both spellings have the same fields.
-const TYPED_STRUCTS: [&str; 2] = ["udpa.type.v1.TypedStruct", "xds.type.v3.TypedStruct"];
+/// What it means that a field is not in the API that this build knows.
+pub(super) const UNKNOWN_FIELD: &str = "is an unknown field";
 
 /// The part of a `TypedStruct` that names what it holds.
 #[derive(Clone, PartialEq, Message)]
@@ -22,7 +23,7 @@ pub(super) fn type_name(url: &str) -> &str {
 /// The type of what an `Any` holds, seen through a `TypedStruct`.
 pub(super) fn inner_type(any: &google::Any, cx: &Context) -> Result<String> {
     let name = type_name(&any.type_url);
-    if !TYPED_STRUCTS.contains(&name) {
+    if !TypedStruct::NAMES.contains(&name) {
         return Ok(name.to_owned());
     }
     let head = TypedStructHead::decode(any.value.as_slice())
@@ -32,7 +33,7 @@ pub(super) fn inner_type(any: &google::Any, cx: &Context) -> Result<String> {
 
 /// Takes a message of a known type out of an `Any`.
 pub(super) fn unpack<M: Message + Default + Name>(any: google::Any, cx: &mut Context) -> Result<M> {
-    let any = match TYPED_STRUCTS.contains(&type_name(&any.type_url)) {
+    let any = match TypedStruct::NAMES.contains(&type_name(&any.type_url)) {
         true => open(any, cx)?,
         false => any,
     };
@@ -43,11 +44,24 @@ pub(super) fn unpack<M: Message + Default + Name>(any: google::Any, cx: &mut Con
     decode(any.value.as_slice(), cx)
 }
 
-fn open(any: google::Any, cx: &Context) -> Result<google::Any> {
-    let Some(open) = cx.open_typed_struct else {
-        return Err(cx.error(format!("found {}, expected the message itself", type_name(&any.type_url))));
-    };
-    open(any).map_err(|why| cx.error_at("value", why))
+fn open(any: google::Any, cx: &mut Context) -> Result<google::Any> {
+    let options = ParseOptions { allow_unknown_fields: true, file: None };
+    match Descriptors::shared().typed_struct(&any, options) {
+        Ok(None) => Ok(any),
+        Ok(Some((inner, parsed))) => {
+            for field in parsed.unknown_fields {
+                cx.warn(&format!("value.{}", field.path), UNKNOWN_FIELD);
+            }
+            Ok(inner)
+        }
+        Err(errors) => Err(match errors.into_iter().next() {
+            Some(error) => cx.error_at(
+                &format!("value.{}", error.path),
+                format!("found {}, expected {}", error.found, error.expected),
+            ),
+            None => cx.error_at("value", "does not describe the message of type_url"),
+        }),
+    }
 }
 
 /// Reads the bytes of a message.

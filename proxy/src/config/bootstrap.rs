@@ -237,7 +237,7 @@ fn runtime(message: bootstrap::LayeredRuntime, cx: &mut Context) -> Result<BTree
         let bootstrap::RuntimeLayer { name, layer_specifier } = layer;
         cx.non_empty("name", name)?;
         match cx.required("layer_specifier", layer_specifier)? {
-            LayerSpecifier::StaticLayer(fields) => flatten("", Json::Object(json_object(fields)), &mut values),
+            LayerSpecifier::StaticLayer(fields) => flatten("", xds_protos::struct_to_json(&fields), &mut values),
             LayerSpecifier::AdminLayer(AdminLayer {}) => {}
             LayerSpecifier::DiskLayer(_) => cx.warn("disk_layer", "runtime values are not read from files"),
             LayerSpecifier::RtdsLayer(_) => cx.warn("rtds_layer", "runtime values do not come by RTDS yet"),
@@ -271,7 +271,7 @@ fn log_format(message: Option<bootstrap::bootstrap::ApplicationLogConfig>, cx: &
         None => Ok(None),
         Some(Kind::TextFormat(text)) => Ok(Some(LogFormat::Text(text))),
         Some(Kind::JsonFormat(fields)) => {
-            let fields = json_object(fields).into_iter().map(|(name, value)| match value {
+            let fields = json_object(&fields).into_iter().map(|(name, value)| match value {
                 Json::String(format) => Ok((name, format)),
                 other => Err(cx.error_at(
                     &format!("application_log_config.log_format.json_format.{name}"),

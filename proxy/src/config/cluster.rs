@@ -470,7 +470,7 @@ fn transport_match(message: cluster::cluster::TransportSocketMatch, cx: &mut Con
     let transport_socket = Some(cx.required("transport_socket", transport_socket)?);
     Ok(TransportMatch {
         name: cx.non_empty("name", name)?.into(),
-        criteria: json_object(r#match.unwrap_or_default()).into_iter().collect(),
+        criteria: json_object(&r#match.unwrap_or_default()).into_iter().collect(),
         transport: upstream_transport(transport_socket, cx)?,
     })
 }

@@ -14,9 +14,6 @@ pub(super) type Result<T> = std::result::Result<T, ConfigError>;
 /// Protobuf's own bound of a duration: 10,000 years.
 const MAX_DURATION_SECONDS: i64 = 315_576_000_000;
 
-/// Unpacks a `TypedStruct` into the message that it describes in JSON.
-pub type OpenTypedStruct = fn(google::Any) -> std::result::Result<google::Any, String>;
-
 /// State of one conversion. Make one per resource, or take `notices` out between two.
 #[derive(Debug, Default)]
 pub struct Context {
@@ -28,8 +25,6 @@ pub struct Context {
     pub runtime: BTreeMap<String, serde_json::Value>,
     /// A field without effect refuses the resource instead of being noticed.
     pub reject_unsupported: bool,
-    /// What unpacks a `TypedStruct`; `None`: such a configuration is refused.
-    pub open_typed_struct: Option<OpenTypedStruct>,
     path: String,
     refused: Option<ConfigError>,
 }

@@ -40,7 +40,7 @@ impl Canonical {
 
     fn structure(&mut self, message: Option<google::Struct>) {
         self.optional(message, |this, message| {
-            this.text(&serde_json::Value::Object(super::source::json_object(message)).to_string());
+            this.text(&xds_protos::struct_to_json(&message).to_string());
         });
     }
 

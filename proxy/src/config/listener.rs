@@ -255,8 +255,7 @@ fn predicate(
         return Err(cx.error(format!("found predicates nested deeper than {MAX_DEPTH}, expected fewer levels")));
     }
     let listener::ListenerFilterChainMatchPredicate { rule } = message;
-    let all =
-        |field: &str, rules, cx: &mut Context| cx.each(field, rules, |rule, cx| predicate(rule, depth + 1, cx));
+    let all = |field: &str, rules, cx: &mut Context| cx.each(field, rules, |rule, cx| predicate(rule, depth + 1, cx));
     Ok(match cx.required("rule", rule)? {
         Rule::OrMatch(MatchSet { rules }) => ListenerFilterPredicate::Or(all("or_match.rules", rules, cx)?),
         Rule::AndMatch(MatchSet { rules }) => ListenerFilterPredicate::And(all("and_match.rules", rules, cx)?),

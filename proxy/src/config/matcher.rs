@@ -270,7 +270,9 @@ mod tests {
         );
         assert!(matches("[^]a]", "b") && !matches("[^]a]", "]"));
         assert!(matches(r"\Qa.b(\E+", "a.b((") && !matches(r"\Qa.b\E", "axb"));
-        assert!(matches(r"\x{41}\C", "A\n") && matches(r"\d{3}", "123") && matches("[+--]", ",") && matches("[--/]", "."));
+        assert!(
+            matches(r"\x{41}\C", "A\n") && matches(r"\d{3}", "123") && matches("[+--]", ",") && matches("[--/]", ".")
+        );
     }
 
     #[test]

@@ -38,6 +38,9 @@ mod static_resources;
 mod tls;
 mod upstream_http;
 
+#[cfg(test)]
+mod tests;
+
 pub use context::Context;
 pub use error::{ConfigError, Notices};
 pub use static_resources::static_resources;
@@ -45,6 +48,7 @@ pub use static_resources::static_resources;
 use model::{ClusterConfig, ListenerConfig, LoadAssignment, RouteConfig, SecretConfig};
 use prost::Name;
 use std::sync::Arc;
+use xds_protos::Descriptors;
 
 /// Type URLs of the resources that [`decode`] reads.
 pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
@@ -81,6 +85,12 @@ impl Resource {
 /// # Errors
 /// Bytes that are no such message, a type that is not supported, and all that the conversion of the type refuses.
 pub fn decode(type_url: &str, bytes: &[u8], cx: &mut Context) -> Result<Resource, ConfigError> {
+    // Messages drop what they do not know; a person should hear of it.
+    if let Some(findings) = Descriptors::shared().inspect(any::type_name(type_url), bytes) {
+        for field in findings.unknown_fields {
+            cx.warn(&field.path, any::UNKNOWN_FIELD);
+        }
+    }
     match type_url {
         CLUSTER => cluster(any::decode(bytes, cx)?, cx).map(|c| Resource::Cluster(Arc::new(c))),
         LISTENER => {

@@ -4,7 +4,7 @@ use super::context::{Context, Result};
 use super::model::{ApiConfigSource, ConfigSource, ConfigSourceKind, DataSource, GrpcTarget};
 use super::pb::{core, google};
 use serde_json::Value as Json;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -173,36 +173,13 @@ pub(super) fn data_source(message: core::DataSource, cx: &mut Context) -> Result
 pub(super) fn metadata(message: Option<core::Metadata>, cx: &mut Context) -> BTreeMap<String, Json> {
     let Some(core::Metadata { filter_metadata, typed_filter_metadata }) = message else { return BTreeMap::new() };
     cx.no_effect("metadata.typed_filter_metadata", &typed_filter_metadata, "no filter reads typed metadata");
-    filter_metadata.into_iter().map(|(name, fields)| (name, Json::Object(json_object(fields)))).collect()
+    filter_metadata.into_iter().map(|(name, fields)| (name, xds_protos::struct_to_json(&fields))).collect()
 }
 
 /// A `Struct` as JSON, its members sorted by name so that equal messages give equal values.
-pub(super) fn json_object(message: google::Struct) -> serde_json::Map<String, Json> {
-    sorted(message.fields).into_iter().map(|(name, value)| (name, json(value))).collect()
-}
-
-fn json(message: google::Value) -> Json {
-    use google::value::Kind;
-    match message.kind {
-        None | Some(Kind::NullValue(_)) => Json::Null,
-        Some(Kind::BoolValue(value)) => Json::Bool(value),
-        Some(Kind::StringValue(value)) => Json::String(value),
-        Some(Kind::NumberValue(value)) => number(value),
-        Some(Kind::StructValue(value)) => Json::Object(json_object(value)),
-        Some(Kind::ListValue(list)) => list.values.into_iter().map(json).collect(),
+pub(super) fn json_object(message: &google::Struct) -> serde_json::Map<String, Json> {
+    match xds_protos::struct_to_json(message) {
+        Json::Object(members) => members,
+        _ => serde_json::Map::new(),
     }
-}
-
-/// Whole numbers stay whole: a person wrote `1`, not `1.0`.
-fn number(value: f64) -> Json {
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    if value.fract() == 0.0 && value.abs() < EXACT {
-        Json::from(value as i64)
-    } else {
-        serde_json::Number::from_f64(value).map_or(Json::Null, Json::Number)
-    }
-}
-
-fn sorted<V>(map: HashMap<String, V>) -> BTreeMap<String, V> {
-    map.into_iter().collect()
 }

@@ -233,6 +233,10 @@ async fn attempt(
         tried.push(host.clone());
     }
     super::rewrite::for_host(exchange, forward, &host, &mut parts);
+    let attempts = exchange.upstream.as_ref().map_or(1, |u| u.attempts);
+    if attempts > 1 && exchange.route.as_ref().is_some_and(|r| r.vhost().include_request_attempt_count) {
+        parts.headers.insert(names::X_ENVOY_ATTEMPT_COUNT, names::number(u64::from(attempts)));
+    }
     let options = HttpOptions {
         downstream_http2: exchange.down.http2,
         priority: forward.priority,
@@ -278,7 +282,8 @@ async fn attempt(
                 }
                 unsent => {
                     let failure = Failure::Send(error.kind, unsent.is_some());
-                    return Err(Ended::Failed(Failed { failure, detail: error.detail }));
+                    // Envoy names the kind only
+                    return Err(Ended::Failed(Failed { failure, detail: String::new() }));
                 }
             },
             Err(kind) => return Err(ran_out(kind)),

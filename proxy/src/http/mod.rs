@@ -20,6 +20,8 @@ mod rewrite;
 mod routes;
 mod rules;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod timeouts;
 mod upgrade;
 mod upstream_stats;

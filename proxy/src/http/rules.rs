@@ -13,6 +13,7 @@ use http::{HeaderValue, Method, StatusCode, Uri, Version, header};
 /// Refuses what must be refused and brings the rest into one form: the authority in `exchange.authority` and in `host`, the
 /// path checked and normalised.
 pub(super) fn admit(exchange: &mut Exchange, parts: &mut Parts) -> Result<(), Reply> {
+    exchange.path = parts.uri.path_and_query().cloned();
     version(exchange, parts)?;
     transfer_encoding(exchange, parts)?;
     header_names(exchange, parts)?;
@@ -158,7 +159,6 @@ fn relative_path(exchange: &mut Exchange, parts: &mut Parts) -> Result<(), Reply
         return Err(Reply::new(StatusCode::BAD_REQUEST, "Bad Request", "http1.invalid_url")
             .flagged(Flag::DownstreamProtocolError));
     }
-    exchange.path = parts.uri.path_and_query().cloned();
     if !path.starts_with('/') {
         count.downstream_rq_non_relative_path.inc();
         return Err(Reply::new(StatusCode::NOT_FOUND, "", "absolute_path_rejected"));
@@ -170,7 +170,10 @@ fn relative_path(exchange: &mut Exchange, parts: &mut Parts) -> Result<(), Reply
                 parts.uri = parts.uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
             }
         }
-        Outcome::Change(path) => set_path(parts, path).ok_or_else(failed)?,
+        Outcome::Change(path) => {
+            set_path(parts, path).ok_or_else(failed)?;
+            exchange.path = parts.uri.path_and_query().cloned();
+        }
         Outcome::Redirect(path) => {
             count.downstream_rq_redirected_with_normalized_path.inc();
             let location = HeaderValue::from_maybe_shared(Bytes::from(path)).map_err(|_| failed())?;
@@ -182,7 +185,6 @@ fn relative_path(exchange: &mut Exchange, parts: &mut Parts) -> Result<(), Reply
             return Err(failed());
         }
     }
-    exchange.path = parts.uri.path_and_query().cloned();
     Ok(())
 }
 

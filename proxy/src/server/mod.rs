@@ -1,5 +1,6 @@
 //! The life of the process: start order, workers, readiness, drain, shutdown.
 
+mod admin_source;
 mod load;
 pub mod logging;
 mod state;
@@ -7,8 +8,10 @@ mod worker;
 
 pub use state::{Lifecycle, Memory, State};
 
-use crate::access_log::LogFiles;
+use crate::access_log::{AccessLogs, LogFiles};
+use crate::admin::Admin;
 use crate::cli::{Mode, Options};
+use crate::config::model::AdminConfig;
 use crate::discovery::{Discovery, Parts, StaticConfig};
 use crate::drain::Drain;
 use crate::listener::ListenerManager;
@@ -19,6 +22,7 @@ use crate::stats::Registry;
 use crate::tls::{DownstreamContext, Secrets};
 use crate::upstream::ClusterManager;
 use load::Loaded;
+use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -162,7 +166,19 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
         reject_unknown_fields: options.reject_unknown_dynamic_fields,
     });
     record_static(&discovery, &loaded.bytes);
-    let _ = (&quit_tx, &loaded.at);
+    if let Some(admin) = &bootstrap.admin {
+        let source = admin_source::Source {
+            options: options.clone(),
+            bootstrap: bootstrap.clone(),
+            services: services.clone(),
+            listeners: listeners.clone(),
+            discovery: discovery.clone(),
+            lifecycle: lifecycle.clone(),
+            static_config: StaticConfig { bytes: loaded.bytes, loaded: loaded.at },
+            quit: quit_tx,
+        };
+        start_admin(admin, source, options.admin_address_path.as_deref()).await?;
+    }
     for listener in &bootstrap.listeners {
         listeners
             .add_or_update(listener.clone(), false)
@@ -187,6 +203,22 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
     services.log_files.flush();
     // the threads end with the process: connections that should have ended gently were drained before
     std::process::exit(0)
+}
+
+/// Serves the admin interface, and says where.
+async fn start_admin(config: &AdminConfig, source: admin_source::Source, address_path: Option<&Path>) -> Result<(), String> {
+    let services = source.services.clone();
+    let logs = AccessLogs::compile(&config.access_log, &services.log_files).map_err(|e| format!("admin.access_log: {e}"))?;
+    let admin = Admin::bind(&config.address, &services.registry, logs).await.map_err(|e| {
+        format!("admin.address {}: {}; is another process listening there?", config.address, load::plain(&e))
+    })?;
+    if let Some(path) = address_path {
+        std::fs::write(path, admin.address().to_string())
+            .map_err(|e| format!("--admin-address-path {}: {}", path.display(), load::plain(&e)))?;
+    }
+    tracing::info!("admin address: {}", admin.address());
+    tokio::task::spawn_local(admin.serve(Rc::new(source)));
+    Ok(())
 }
 
 /// The order in which a proxy becomes ready: clusters, then listeners that lead to them, then connections.

@@ -60,7 +60,7 @@ impl Query {
             "Gauges" => Some(Kind::Gauge),
             "Histograms" => Some(Kind::Histogram),
             "TextReadouts" => Some(Kind::Text),
-            _ => return Err("usage: /stats?type=(All|Counters|Gauges|Histograms|TextReadouts)\n".into()),
+            _ => return Err("invalid &type= param".into()),
         };
         Ok(())
     }
@@ -102,7 +102,7 @@ impl Registry {
     fn text_histogram(&self, stat: &Stat, buckets: Buckets, out: &mut String) {
         let Some((total, interval)) = distributions(stat) else { return };
         let name = &stat.name;
-        if total.total() == 0 && buckets != Buckets::Detailed {
+        if total.total() == 0 {
             let _ = writeln!(out, "{name}: No recorded values");
             return;
         }
@@ -125,8 +125,7 @@ impl Registry {
                     d.bins().iter().map(bin).collect::<Vec<_>>().join(", ")
                 };
                 let _ = writeln!(out, "{name}:\n  totals={}\n  intervals={}", bins(&total), bins(&interval));
-                let summary = if total.total() == 0 { "No recorded values".into() } else { summary(&total, &interval) };
-                let _ = writeln!(out, "  summary={summary}");
+                let _ = writeln!(out, "  summary={}", summary(&total, &interval));
             }
         }
     }

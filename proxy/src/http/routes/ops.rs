@@ -35,7 +35,8 @@ impl Ops {
         let add = ops.add.iter().enumerate().map(|(i, add)| {
             let at = |e: ConfigError| e.inside(&format!("[{i}]"));
             let value = if add.value.contains('%') {
-                let format = Formatter::compile(&add.value).map_err(at)?;
+                // unlike in logs, what is absent leaves nothing behind
+                let format = Formatter::compile(&add.value).map_err(at)?.omitting_empty(true);
                 match format.literal().map(HeaderValue::from_str) {
                     Some(Ok(value)) => Value::Literal(value),
                     Some(Err(_)) => return Err(at(not_a_value(&add.value))),
@@ -76,8 +77,6 @@ impl Ops {
                 Value::Format(format) => {
                     let mut text = Vec::with_capacity(64);
                     templates.write(format, headers, &mut text);
-                    // Envoy's formatter writes `-` for what is absent in logs, and nothing in headers
-                    let text = if text == b"-" { Vec::new() } else { text };
                     let Ok(value) = HeaderValue::from_maybe_shared(bytes::Bytes::from(text)) else { continue };
                     value
                 }

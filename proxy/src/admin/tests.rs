@@ -1,0 +1,387 @@
+//! Pages against replies of Envoy (`testdata/`), and the server over a real socket.
+
+use super::pages::answer;
+use super::*;
+use crate::access_log::LogFiles;
+use crate::config::model::StatsConfig;
+use crate::tls::{CertificateDetails, CertificateView, PeerCertificate};
+use http::Method;
+use serde_json::{Value, json};
+use std::cell::RefCell;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// The server of the reference run.
+struct Server {
+    registry: Registry,
+    state: Cell<&'static str>,
+    calls: RefCell<Vec<String>>,
+}
+
+impl Server {
+    fn new() -> Server {
+        Server { registry: Registry::new(StatsConfig::default()), state: Cell::new("LIVE"), calls: RefCell::default() }
+    }
+
+    fn called(&self, call: impl Into<String>) {
+        self.calls.borrow_mut().push(call.into());
+    }
+}
+
+fn socket(port: u16) -> Address {
+    Address::Socket(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+}
+
+const DEFAULTS: Thresholds =
+    Thresholds { max_connections: 1024, max_pending_requests: 1024, max_requests: 1024, max_retries: 3 };
+
+fn cluster(name: &str, hosts: Vec<HostView>) -> ClusterView {
+    ClusterView {
+        name: name.into(),
+        observability_name: name.into(),
+        added_via_api: false,
+        eds_service_name: String::new(),
+        default_priority: DEFAULTS,
+        high_priority: DEFAULTS,
+        outlier: None,
+        hosts,
+    }
+}
+
+fn host(port: u16) -> HostView {
+    HostView {
+        address: socket(port),
+        hostname: String::new(),
+        cx_active: 0,
+        cx_connect_fail: 0,
+        cx_total: 0,
+        rq_active: 0,
+        rq_error: 0,
+        rq_pending_active: 0,
+        rq_success: 0,
+        rq_timeout: 0,
+        rq_total: 0,
+        health: HealthView::default(),
+        weight: 1,
+        region: String::new(),
+        zone: String::new(),
+        sub_zone: String::new(),
+        canary: false,
+        priority: 0,
+        success_rate: -1.0,
+        local_origin_success_rate: -1.0,
+    }
+}
+
+impl AdminSource for Server {
+    fn state(&self) -> &'static str {
+        self.state.get()
+    }
+
+    fn server_info(&self) -> ServerInfo {
+        ServerInfo {
+            version: "v".into(),
+            uptime_current_epoch: Duration::from_millis(41_900),
+            uptime_all_epochs: Duration::from_millis(41_900),
+            command_line_options: json!({"base_id": "0", "disabled_extensions": []}),
+            node: json!({"id": "test-id"}),
+        }
+    }
+
+    fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    fn clusters(&self) -> Vec<ClusterView> {
+        let down = HostView { cx_connect_fail: 1, cx_total: 1, rq_error: 1, ..host(39979) };
+        let a = HostView {
+            cx_active: 1,
+            cx_total: 11,
+            rq_error: 11,
+            rq_success: 28,
+            rq_timeout: 1,
+            rq_total: 39,
+            region: "r1".into(),
+            zone: "z1".into(),
+            ..host(39971)
+        };
+        let failed = HealthView { failed_active_check: true, ..HealthView::default() };
+        let b = HostView { cx_active: 1, cx_total: 2, rq_success: 1, rq_total: 2, health: failed, ..host(39972) };
+        let none = OutlierView {
+            success_rate_average: -1.0,
+            success_rate_ejection_threshold: -1.0,
+            local_origin_success_rate_average: -1.0,
+            local_origin_success_rate_ejection_threshold: -1.0,
+        };
+        let limits = Thresholds { max_connections: 100, max_pending_requests: 50, max_requests: 200, max_retries: 3 };
+        vec![
+            cluster("svc_empty", vec![]),
+            cluster("svc_down", vec![down]),
+            ClusterView { outlier: Some(none), default_priority: limits, ..cluster("svc_a", vec![a]) },
+            cluster("svc_b", vec![b]),
+        ]
+    }
+
+    fn listeners(&self) -> Vec<ListenerView> {
+        let listener = |(name, port): (&str, u16)| ListenerView {
+            name: name.into(),
+            address: socket(port),
+            additional_addresses: vec![],
+        };
+        [("http_in", 39980), ("tcp_in", 39981), ("tls_in", 39982)].map(listener).into()
+    }
+
+    fn config_dump(&self, query: &ConfigDumpQuery) -> Result<Value, Refusal> {
+        match &query.resource {
+            Some(resource) => Err(Refusal { status: 404, message: format!("{resource} not found in config dump") }),
+            None => Ok(json!({"configs": [query.include_eds]})),
+        }
+    }
+
+    fn init_dump(&self, _: Option<&str>) -> Value {
+        json!({})
+    }
+
+    fn certificates(&self) -> Vec<CertificateView> {
+        let certificate = Arc::new(PeerCertificate {
+            chain: vec![],
+            subject: String::new(),
+            issuer: String::new(),
+            serial: "22e1".into(),
+            uri_sans: vec!["spiffe://cluster.local/ns/default/sa/leaf".into()],
+            dns_sans: vec!["*.example.com".into()],
+            ip_sans: vec![],
+            email_sans: vec![],
+            fingerprint: [0; 32],
+            not_before: SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_345_844),
+            not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_345_845),
+            verified: true,
+        });
+        vec![CertificateView {
+            ca: vec![],
+            chain: vec![CertificateDetails { path: "pki/leaf.crt".into(), certificate }],
+        }]
+    }
+
+    fn set_health_failed(&self, failed: bool) {
+        self.state.set(if failed { "DRAINING" } else { "LIVE" });
+    }
+
+    fn drain_listeners(&self, options: DrainOptions) {
+        self.called(format!("{options:?}"));
+    }
+
+    fn quit(&self) {
+        self.called("quit");
+    }
+
+    fn log_levels(&self) -> Vec<(&'static str, &'static str)> {
+        vec![("admin", "warning"), ("http", "warning")]
+    }
+
+    fn set_log_levels(&self, changes: &[(Option<&str>, &str)]) -> Result<(), String> {
+        let unknown = changes.iter().any(|(name, _)| name.is_some_and(|name| !["admin", "http"].contains(&name)));
+        if unknown {
+            return Err("unknown".into());
+        }
+        self.called(format!("{changes:?}"));
+        Ok(())
+    }
+
+    fn reopen_logs(&self) {
+        self.called("reopen");
+    }
+
+    fn memory(&self) -> MemoryView {
+        MemoryView {
+            allocated: 7_048_704,
+            heap_size: 12_582_912,
+            pageheap_unmapped: 0,
+            pageheap_free: 3_104_768,
+            total_thread_cache: 1_168_472,
+            total_physical_bytes: 15_657_790,
+        }
+    }
+
+    fn runtime(&self) -> RuntimeView {
+        let entry = |(key, value): (&str, &str)| (key.into(), vec![value.into(), String::new()], value.into());
+        RuntimeView {
+            layers: vec!["static".into(), "admin".into()],
+            entries: [("some.key", "5"), ("another.flag", "true")].map(entry).into(),
+        }
+    }
+
+    fn modify_runtime(&self, values: &[(String, String)]) -> Result<(), Refusal> {
+        self.called(format!("{values:?}"));
+        Ok(())
+    }
+}
+
+fn ask_with(server: &Server, method: &Method, uri: &str, body: &str) -> (u16, String) {
+    let (path, query) = uri.split_once('?').map_or((uri, None), |(path, query)| (path, Some(query)));
+    let reply = answer(server, &Request { method, target: Target::parse(path, query), body });
+    (reply.status.as_u16(), String::from_utf8(reply.body.to_vec()).expect("UTF-8"))
+}
+
+fn get(server: &Server, uri: &str) -> (u16, String) {
+    ask_with(server, &Method::GET, uri, "")
+}
+
+fn post(server: &Server, uri: &str) -> (u16, String) {
+    ask_with(server, &Method::POST, uri, "")
+}
+
+fn ok(text: &str) -> (u16, String) {
+    (200, text.into())
+}
+
+#[test]
+fn pages_are_byte_for_byte_envoy_s() {
+    let server = Server::new();
+    let is = |uri, expected| assert_eq!(get(&server, uri), ok(expected), "{uri}");
+    is("/clusters", include_str!("testdata/clusters.txt"));
+    is("/clusters?format=json", include_str!("testdata/clusters.json"));
+    is("/listeners", include_str!("testdata/listeners.txt"));
+    is("/listeners?format=json", include_str!("testdata/listeners.json"));
+    is("/runtime", include_str!("testdata/runtime.json"));
+    is("/memory", include_str!("testdata/memory.json"));
+    is("/help", include_str!("testdata/help.txt"));
+    is("/init_dump", "{}\n");
+    is("/hot_restart_version", "disabled");
+    is("/clusters?filter=nothing", "");
+    let unknown = format!("invalid path. {}", include_str!("testdata/help.txt"));
+    assert_eq!(get(&server, "/nonexistent"), (404, unknown));
+}
+
+#[test]
+fn readiness_follows_the_state() {
+    let server = Server::new();
+    assert_eq!(get(&server, "/ready"), ok("LIVE\n"));
+    assert_eq!(post(&server, "/healthcheck/fail"), ok("OK\n"));
+    assert_eq!(get(&server, "/ready"), (503, "DRAINING\n".into()));
+    assert_eq!(post(&server, "/healthcheck/ok"), ok("OK\n"));
+    assert_eq!(get(&server, "/ready"), ok("LIVE\n"));
+}
+
+#[test]
+fn changes_need_post() {
+    let server = Server::new();
+    for path in ["/quitquitquit", "/drain_listeners?graceful", "/logging?level=debug", "/reset_counters"] {
+        assert_eq!(get(&server, path), (405, "Method GET not allowed, POST required.".into()));
+    }
+    assert!(server.calls.borrow().is_empty());
+    assert_eq!(post(&server, "/quitquitquit"), ok("OK\n"));
+    assert_eq!(post(&server, "/drain_listeners?inboundonly&graceful&skip_exit"), ok("OK\n"));
+    assert_eq!(post(&server, "/drain_listeners?skip_exit").0, 400);
+    assert_eq!(post(&server, "/runtime_modify?a=b"), ok("OK\n"));
+    assert_eq!(ask_with(&server, &Method::POST, "/runtime_modify", "c=%20d"), ok("OK\n"));
+    assert_eq!(post(&server, "/runtime_modify").0, 400);
+    assert_eq!(
+        server.calls.take(),
+        [
+            "quit",
+            "DrainOptions { graceful: true, skip_exit: true, inbound_only: true }",
+            "[(\"a\", \"b\")]",
+            "[(\"c\", \" d\")]",
+        ]
+    );
+}
+
+#[test]
+fn log_levels_change_by_name_and_all_at_once() {
+    let server = Server::new();
+    let list = "active loggers:\n  admin: warning\n  http: warning\n\n";
+    assert_eq!(post(&server, "/logging"), ok(list));
+    for uri in ["/logging?level=debug", "/logging?http=info", "/logging?paths=http:off,admin:trace"] {
+        assert_eq!(post(&server, uri), ok(list));
+    }
+    assert_eq!(
+        server.calls.take(),
+        [
+            "[(None, \"debug\")]",
+            "[(Some(\"http\"), \"info\")]",
+            "[(Some(\"http\"), \"off\"), (Some(\"admin\"), \"trace\")]"
+        ]
+    );
+    let (status, text) = post(&server, "/logging?level=foo");
+    assert_eq!(status, 400);
+    assert!(text.starts_with("error: unknown logger level\n\nusage: /logging?<name>=<level> (change single level)\n"));
+    assert!(text.ends_with(&format!("warning error critical off \n{list}")), "{text}");
+    assert!(post(&server, "/logging?paths=foo:debug").1.starts_with("error: unknown logger name\n\nusage"));
+}
+
+#[test]
+fn stats_pages_read_their_parameters() {
+    let server = Server::new();
+    let _held = (server.registry.counter("server.a"), server.registry.counter("server.b"));
+    _held.0.inc();
+    assert_eq!(get(&server, "/stats?usedonly"), ok("server.a: 1\n"));
+    assert_eq!(get(&server, "/stats?filter=%5Eserver%5C.b$"), ok("server.b: 0\n"));
+    assert_eq!(
+        get(&server, "/stats?filter=b&invert_filter&format=json"),
+        ok("{\"stats\":[{\"name\":\"server.a\",\"value\":1}]}")
+    );
+    let page = "# TYPE envoy_server_a counter\nenvoy_server_a{} 1\n";
+    assert_eq!(get(&server, "/stats/prometheus?usedonly"), ok(page));
+    assert_eq!(get(&server, "/stats?format=prometheus&usedonly"), ok(page));
+    assert!(get(&server, "/stats?format=html").1.contains("server.a: 1"));
+    assert_eq!(get(&server, "/stats?type=foo"), (400, "invalid &type= param".into()));
+    for bad in ["format=xx", "filter=(", "histogram_buckets=q"] {
+        assert_eq!(get(&server, &format!("/stats?{bad}")).0, 400);
+    }
+    assert_eq!(get(&server, "/stats/prometheus?histogram_buckets=detailed").0, 400);
+    assert_eq!(post(&server, "/reset_counters"), ok("OK\n"));
+    assert_eq!(get(&server, "/stats?usedonly"), ok("server.a: 0\n"));
+}
+
+#[test]
+fn json_pages_have_the_shape_of_their_message() {
+    let server = Server::new();
+    let json = |uri| -> Value { serde_json::from_str(&get(&server, uri).1).expect("JSON") };
+    let info = json("/server_info");
+    assert_eq!((&info["state"], &info["uptime_current_epoch"]), (&json!("LIVE"), &json!("41s")));
+    let certificate = &json("/certs")["certificates"][0]["cert_chain"][0];
+    assert_eq!(certificate["valid_from"], "2026-11-22T11:10:44Z");
+    assert_eq!(
+        certificate["subject_alt_names"],
+        json!([{"dns": "*.example.com"}, {"uri": "spiffe://cluster.local/ns/default/sa/leaf"}])
+    );
+    assert_eq!(json("/config_dump?include_eds"), json!({"configs": [true]}));
+    assert_eq!(get(&server, "/config_dump?resource=foo"), (404, "foo not found in config dump".into()));
+}
+
+#[tokio::test]
+async fn replies_have_envoy_s_headers_and_large_pages_arrive_whole() {
+    let server = Rc::new(Server::new());
+    let held: Vec<_> = (0..20_000).map(|i| server.registry.counter(&format!("some.counter.with.number.{i}"))).collect();
+    let logs = AccessLogs::compile(&[], &LogFiles::new(Duration::from_secs(1))).expect("no logs");
+    let admin = Admin::bind(&socket(0), &server.registry, logs).await.expect("binds");
+    let Address::Socket(address) = *admin.address() else { unreachable!("an IP address") };
+    let source = server.clone();
+    let local = tokio::task::LocalSet::new();
+    local.spawn_local(admin.serve(source));
+    let client = async {
+        let ask = async |request: &str| {
+            let mut stream = tokio::net::TcpStream::connect(address).await.expect("connects");
+            stream.write_all(request.as_bytes()).await.expect("writes");
+            let mut reply = String::new();
+            stream.read_to_string(&mut reply).await.expect("reads");
+            reply
+        };
+        let reply = ask("GET /ready HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+        assert!(reply.starts_with("HTTP/1.1 200 OK\r\n"), "{reply}");
+        for header in [
+            "content-type: text/plain; charset=UTF-8",
+            "cache-control: no-cache, max-age=0",
+            "x-content-type-options: nosniff",
+            "server: envoy",
+            "transfer-encoding: chunked",
+        ] {
+            assert!(reply.contains(&format!("\r\n{header}\r\n")), "{header} in {reply}");
+        }
+        let large = ask("GET /stats HTTP/1.0\r\n\r\n").await;
+        assert_eq!(large.matches("some.counter.with.number.").count(), held.len());
+    };
+    local.run_until(client).await;
+    assert!(server.registry.text(&Default::default()).contains("http.admin.downstream_rq_2xx: 2\n"));
+}

@@ -1,0 +1,211 @@
+//! What the admin interface shows and changes, gathered from all rooms.
+
+use super::logging;
+use super::state::{Lifecycle, Memory};
+use crate::admin::{
+    AdminSource, ClusterView, ConfigDumpQuery, DrainOptions, EdsHealth, HealthView, HostView, ListenerView, MemoryView,
+    Refusal, RuntimeView, ServerInfo, Thresholds,
+};
+use crate::cli::Options;
+use crate::config::model::{self, Address, Bootstrap, HealthStatus};
+use crate::discovery::{Discovery, DumpQuery, StaticConfig, Warming};
+use crate::listener::ListenerManager;
+use crate::services::Services;
+use crate::stats::Registry;
+use crate::tls::CertificateView;
+use crate::upstream::{ClusterStatus, HostStatus};
+use serde_json::{Value, json};
+use std::rc::Rc;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use xds_protos::{Descriptors, Style};
+
+/// Everything the admin interface reaches.
+pub struct Source {
+    pub options: Options,
+    pub bootstrap: Arc<Bootstrap>,
+    pub services: Arc<Services>,
+    pub listeners: Rc<ListenerManager>,
+    pub discovery: Rc<Discovery>,
+    pub lifecycle: Rc<Lifecycle>,
+    pub static_config: StaticConfig,
+    pub quit: mpsc::UnboundedSender<()>,
+}
+
+impl AdminSource for Source {
+    fn state(&self) -> &'static str {
+        self.lifecycle.state().name()
+    }
+
+    fn server_info(&self) -> ServerInfo {
+        ServerInfo {
+            version: crate::cli::version(),
+            uptime_current_epoch: self.lifecycle.uptime(),
+            uptime_all_epochs: self.lifecycle.uptime(),
+            command_line_options: self.options.to_json(),
+            node: Descriptors::shared().print(&self.bootstrap.node.message, Style { redact: false, defaults: true }),
+        }
+    }
+
+    fn registry(&self) -> &Registry {
+        &self.services.registry
+    }
+
+    fn refresh_stats(&self) {
+        self.lifecycle.refresh(&self.services.secrets);
+    }
+
+    fn clusters(&self) -> Vec<ClusterView> {
+        self.services.clusters.statuses().into_iter().map(cluster_view).collect()
+    }
+
+    fn listeners(&self) -> Vec<ListenerView> {
+        let views = self.listeners.views().into_iter();
+        views
+            .filter_map(|view| {
+                let mut addresses = view.addresses.into_iter().chain(view.additional).map(Address::Socket);
+                let address = addresses.next()?;
+                Some(ListenerView { name: view.name.to_string(), address, additional_addresses: addresses.collect() })
+            })
+            .collect()
+    }
+
+    fn config_dump(&self, query: &ConfigDumpQuery) -> Result<Value, Refusal> {
+        let warming = Warming {
+            clusters: self.services.clusters.warming().into_iter().collect(),
+            listeners: self.listeners.warming().into_iter().collect(),
+        };
+        let query = DumpQuery {
+            resource: query.resource.clone(),
+            mask: query.mask.clone(),
+            name_regex: query.name_regex.clone(),
+            include_eds: query.include_eds,
+        };
+        let ledger = self.discovery.ledger.borrow();
+        ledger.dump(&self.static_config, &warming, &query).map_err(|message| Refusal { status: 400, message })
+    }
+
+    fn init_dump(&self, mask: Option<&str>) -> Value {
+        let wanted = |part: &str| mask.is_none_or(|mask| mask.split(',').any(|m| m == part));
+        let mut dumps = Vec::new();
+        if wanted("listener") {
+            dumps.extend(self.listeners.warming().iter().map(|name| unready("init manager", "Listener-init-target", name)));
+        }
+        if wanted("cluster") {
+            dumps.extend(self.services.clusters.warming().iter().map(|name| unready("Cluster", "warming", name)));
+        }
+        if dumps.is_empty() { json!({}) } else { json!({ "unready_targets_dumps": dumps }) }
+    }
+
+    fn certificates(&self) -> Vec<CertificateView> {
+        self.services.secrets.certificates()
+    }
+
+    fn set_health_failed(&self, failed: bool) {
+        self.lifecycle.set_health_failed(failed);
+    }
+
+    fn drain_listeners(&self, options: DrainOptions) {
+        self.listeners.drain(options.inbound_only, options.graceful, options.skip_exit);
+    }
+
+    fn quit(&self) {
+        // the receiver lives as long as the server
+        let _ = self.quit.send(());
+    }
+
+    fn log_levels(&self) -> Vec<(&'static str, &'static str)> {
+        logging::levels().into_iter().collect()
+    }
+
+    fn set_log_levels(&self, changes: &[(Option<&str>, &str)]) -> Result<(), String> {
+        logging::set_levels(changes)
+    }
+
+    fn reopen_logs(&self) {
+        self.services.log_files.reopen();
+    }
+
+    fn memory(&self) -> MemoryView {
+        Memory::now().map_or_else(MemoryView::default, |m| MemoryView {
+            allocated: m.allocated,
+            heap_size: m.heap,
+            pageheap_unmapped: 0,
+            pageheap_free: m.heap.saturating_sub(m.allocated),
+            total_thread_cache: 0,
+            total_physical_bytes: m.resident,
+        })
+    }
+
+    fn runtime(&self) -> RuntimeView {
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let entries = self.bootstrap.runtime.iter().map(|(key, value)| (key.clone(), vec![text(value)], text(value)));
+        RuntimeView { layers: vec!["static".into()], entries: entries.collect() }
+    }
+
+    /// No runtime value changes anything after start: saying so is better than storing what nobody reads.
+    fn modify_runtime(&self, _values: &[(String, String)]) -> Result<(), Refusal> {
+        let message = "runtime values are read at start only; set them in the bootstrap's layered_runtime".into();
+        Err(Refusal { status: 503, message })
+    }
+}
+
+fn unready(manager: &str, target: &str, name: &str) -> Value {
+    json!({ "name": format!("{manager} {name}"), "target_names": [format!("{target} {name}")] })
+}
+
+fn cluster_view(status: ClusterStatus) -> ClusterView {
+    let [default_priority, high_priority] = status.thresholds.map(thresholds);
+    ClusterView {
+        name: status.name.to_string(),
+        observability_name: status.observability_name.to_string(),
+        added_via_api: status.added_via_api,
+        eds_service_name: status.eds_service_name.map(|n| n.to_string()).unwrap_or_default(),
+        default_priority,
+        high_priority,
+        outlier: None,
+        hosts: status.hosts.into_iter().map(host_view).collect(),
+    }
+}
+
+fn thresholds(t: model::Thresholds) -> Thresholds {
+    Thresholds {
+        max_connections: t.max_connections,
+        max_pending_requests: t.max_pending_requests,
+        max_requests: t.max_requests,
+        max_retries: t.max_retries,
+    }
+}
+
+fn host_view(host: HostStatus) -> HostView {
+    HostView {
+        address: host.address.0,
+        hostname: host.hostname.into(),
+        cx_active: host.cx_active,
+        cx_connect_fail: host.cx_connect_fail,
+        cx_total: host.cx_total,
+        rq_active: host.rq_active,
+        rq_error: host.rq_error,
+        rq_pending_active: host.rq_pending_active,
+        rq_success: host.rq_success,
+        rq_timeout: host.rq_timeout,
+        rq_total: host.rq_total,
+        health: HealthView {
+            eds: match host.eds_health {
+                HealthStatus::Unknown | HealthStatus::Healthy => EdsHealth::Healthy,
+                HealthStatus::Unhealthy | HealthStatus::Timeout => EdsHealth::Unhealthy,
+                HealthStatus::Degraded => EdsHealth::Degraded,
+                HealthStatus::Draining => EdsHealth::Draining,
+            },
+            ..HealthView::default()
+        },
+        weight: host.weight,
+        region: host.locality.region.to_string(),
+        zone: host.locality.zone.to_string(),
+        sub_zone: host.locality.sub_zone.to_string(),
+        canary: host.canary,
+        priority: host.priority,
+        success_rate: host.success_rate,
+        local_origin_success_rate: host.local_origin_success_rate,
+    }
+}
