@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-pub use tls::{ClientTls, server_identities};
+pub use tls::{ClientTls, server_chain, server_identities};
 pub(crate) use tls::{parse_identity, parse_roots, provider};
 
 /// How long any single step of a client may take.

@@ -75,11 +75,22 @@ impl ClientTls {
 /// # Errors
 /// When the handshake fails or the certificate cannot be read.
 pub async fn server_identities(address: std::net::SocketAddr, tls: &ClientTls) -> io::Result<Vec<String>> {
-    let stream = tls.handshake(TcpStream::connect(address).await?).await?;
-    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let chain = server_chain(address, tls).await?;
     let leaf = chain.first().ok_or_else(|| io::Error::other("the server showed no certificate"))?;
     let leaf = webpki::EndEntityCert::try_from(leaf).map_err(io::Error::other)?;
     Ok(leaf.valid_uri_names().map(str::to_owned).collect())
+}
+
+/// The certificates a TLS server at `address` shows, its own first.
+///
+/// # Errors
+/// When the handshake fails.
+pub async fn server_chain(
+    address: std::net::SocketAddr,
+    tls: &ClientTls,
+) -> io::Result<Vec<CertificateDer<'static>>> {
+    let stream = tls.handshake(TcpStream::connect(address).await?).await?;
+    Ok(stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec())
 }
 
 pub(crate) fn parse_roots(pem: &str) -> Result<RootCertStore, Error> {

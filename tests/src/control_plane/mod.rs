@@ -241,12 +241,19 @@ impl ControlPlane {
 
     /// Listens on `address`.
     pub fn listen(address: Address) -> io::Result<Self> {
+        Self::listen_with(address, |_| ())
+    }
+
+    /// Listens on `address` and holds these resources from its first moment: a client that comes back to a restarted
+    /// control plane must not find it empty, and take that for the removal of everything.
+    pub fn listen_with(address: Address, resources: impl FnOnce(&mut Batch<'_>)) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             changes: watch::Sender::new(0),
             cuts: watch::Sender::new(0),
             refuse: false.into(),
         });
+        resources(&mut Batch(&mut shared.lock()));
         let (runtime, address) = server::start(&shared, &address)?;
         Ok(Self { shared, address, running: Mutex::new(Some(runtime)) })
     }
