@@ -50,7 +50,8 @@ async fn istios_line() {
     let manager = file_log(log.path(), ISTIO);
     let routes = "{ name: default, match: { prefix: /down }, route: { cluster: down } }, { name: main, match: { prefix: / }, route: { cluster: a } }";
     let clusters = cluster("a", &[origin.address()], "") + &cluster("down", &[dead_address()], "");
-    let bed = Bed::start(Front { routes, manager: &manager, ..Front::default() }, &clusters).await;
+    let listener = "listener_filters: [{ name: tls_inspector, typed_config: { '@type': type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector } }]";
+    let bed = Bed::start(Front { routes, manager: &manager, listener, ..Front::default() }, &clusters).await;
     for way in [WAYS[0], WAYS[2]] {
         let mut client = bed.client(way).await;
         assert_eq!(client.get("a", "/").await.status, 200);
@@ -68,7 +69,12 @@ async fn istios_line() {
         assert!(tail[3].starts_with("127.0.0.1:") && tail[5].starts_with("127.0.0.1:"), "{tail:?}");
         assert_eq!((tail[4], tail[6], tail[7]), (port.to_string().as_str(), sni, "main"));
         let text = &lines[1];
-        assert!(text.contains("\"GET /down HTTP/1.1\" 503 UF upstream_reset_before_response_started{remote_connection_failure"), "{text}");
+        assert!(
+            text.contains(
+                "\"GET /down HTTP/1.1\" 503 UF upstream_reset_before_response_started{remote_connection_failure"
+            ),
+            "{text}"
+        );
         assert!(text.contains("Connection_refused") && text.ends_with(&format!(" {sni} default")), "{text}");
     }
 }
@@ -89,7 +95,10 @@ async fn json_keeps_types_and_sorts_keys() {
     let line = &log_lines(log.path(), 1).await[0];
     let json: Value = serde_json::from_str(line).unwrap();
     assert_eq!((&json["status"], &json["bytes"]), (&200.into(), &10.into()), "{line}");
-    assert_eq!((&json["method"], &json["mixed"], &json["quoted"]), (&"GET".into(), &"to a".into(), &"say \"hi\"\\".into()));
+    assert_eq!(
+        (&json["method"], &json["mixed"], &json["quoted"]),
+        (&"GET".into(), &"to a".into(), &"say \"hi\"\\".into())
+    );
     assert_eq!(json["absent"], Value::Null);
     assert_eq!((&json["nested"]["flags"], &json["nested"]["route"]), (&"-".into(), &Value::Null), "{line}");
     let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
@@ -107,7 +116,8 @@ async fn every_end_of_a_request_has_its_flag() {
         { match: { prefix: /nowhere }, route: { cluster_header: x-cluster } },
         { match: { prefix: /direct }, direct_response: { status: 200 } },
         { match: { prefix: / }, route: { cluster: a } }] }";
-    let clusters = cluster("a", &[origin.address()], "") + &cluster("down", &[dead_address()], "") + &cluster("empty", &[], "");
+    let clusters =
+        cluster("a", &[origin.address()], "") + &cluster("down", &[dead_address()], "") + &cluster("empty", &[], "");
     let bed = Bed::start(Front { hosts, manager: &manager, ..Front::default() }, &clusters).await;
     let cases = [
         ("a", "/", "200 - via_upstream"),
@@ -138,8 +148,12 @@ async fn tcp_connections_are_logged() {
     use outrigger_tests::origin::{TcpBehaviour, TcpOrigin};
     let origin = TcpOrigin::start("v1", TcpBehaviour::Send(5)).unwrap();
     let log = tempfile::NamedTempFile::new().unwrap();
-    let access = file_log(log.path(), "%PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_CLUSTER% %UPSTREAM_HOST%");
-    let fronts = tcp_front("tcp", &format!("cluster: a, {access}")) + &tcp_front("down", &format!("cluster: down, {access}"));
+    let access = file_log(
+        log.path(),
+        "%PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_CLUSTER% %UPSTREAM_HOST%",
+    );
+    let fronts =
+        tcp_front("tcp", &format!("cluster: a, {access}")) + &tcp_front("down", &format!("cluster: down, {access}"));
     let clusters = cluster("a", &[origin.address()], "") + &cluster("down", &[dead_address()], "");
     let proxy = start(&fronts, &clusters).await;
     assert_eq!(raw(address(&proxy, "tcp").await, b"abc").await, "xxxxx");
@@ -153,7 +167,11 @@ async fn tcp_connections_are_logged() {
 #[tokio::test]
 async fn standard_output_is_a_log_too() {
     let manager = file_log(std::path::Path::new("/dev/stdout"), "seen %REQ(:PATH)%");
-    let front = Front { routes: "{ match: { prefix: / }, direct_response: { status: 200 } }", manager: &manager, ..Front::default() };
+    let front = Front {
+        routes: "{ match: { prefix: / }, direct_response: { status: 200 } }",
+        manager: &manager,
+        ..Front::default()
+    };
     let bed = Bed::start(front, "").await;
     bed.client(WAYS[0]).await.get("a", "/here").await;
     eventually("the line", || async { bed.proxy.stdout().iter().any(|line| line == "seen /here") }).await;

@@ -123,8 +123,15 @@ async fn too_much_header_is_431() {
 #[tokio::test]
 async fn half_a_request_and_gone() {
     let (_origin, bed) = bed("").await;
-    let starts = ["", "G", "GET / HT", "GET / HTTP/1.1\r\nhost: a\r\n", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nabc",
-        "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab", "PRI * HTTP/2.0\r\n\r\nSM"];
+    let starts = [
+        "",
+        "G",
+        "GET / HT",
+        "GET / HTTP/1.1\r\nhost: a\r\n",
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nabc",
+        "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab",
+        "PRI * HTTP/2.0\r\n\r\nSM",
+    ];
     for start in starts {
         let mut stream = TcpStream::connect(bed.plain).await.unwrap();
         stream.write_all(start.as_bytes()).await.unwrap();

@@ -13,7 +13,8 @@ use tokio::net::TcpStream;
 
 use super::support::*;
 
-const REFUSED: &str = "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure";
+const REFUSED: &str =
+    "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure";
 const RESET: &str = "upstream connect error or disconnect/reset before headers. reset reason: connection termination";
 
 #[tokio::test]
@@ -67,7 +68,8 @@ async fn an_idle_stream_is_ended() {
 #[tokio::test]
 async fn an_idle_connection_is_closed() {
     let manager = "common_http_protocol_options: { idle_timeout: 0.2s }";
-    let front = Front { routes: "{ match: { prefix: / }, direct_response: { status: 200 } }", manager, ..Front::default() };
+    let front =
+        Front { routes: "{ match: { prefix: / }, direct_response: { status: 200 } }", manager, ..Front::default() };
     let bed = Bed::start(front, "").await;
     for way in WAYS {
         let mut client = bed.client(way).await;
@@ -103,11 +105,8 @@ async fn a_refused_connection_is_503_and_says_so() {
 #[tokio::test]
 async fn an_origin_that_resets_is_503() {
     let origin = Origin::start("v1").unwrap();
-    let bed = Bed::start(
-        Front { routes: &all_to("a"), ..Front::default() },
-        &cluster("a", &[origin.address()], ""),
-    )
-    .await;
+    let bed =
+        Bed::start(Front { routes: &all_to("a"), ..Front::default() }, &cluster("a", &[origin.address()], "")).await;
     for way in WAYS {
         let mut client = bed.client(way).await;
         let reply = client.get("a", "/reset").await;
@@ -153,7 +152,8 @@ async fn retries_end() {
 #[tokio::test]
 async fn a_request_the_origin_may_have_seen_is_not_retried() {
     let origin = Origin::start("v1").unwrap();
-    let routes = "{ match: { prefix: / }, route: { cluster: a, retry_policy: { retry_on: 'connect-failure,refused-stream' } } }";
+    let routes =
+        "{ match: { prefix: / }, route: { cluster: a, retry_policy: { retry_on: 'connect-failure,refused-stream' } } }";
     let front = Front { routes, ..Front::default() };
     let bed = Bed::start(front, &cluster("a", &[origin.address()], "")).await;
     let mut client = bed.client(WAYS[0]).await;
@@ -219,7 +219,8 @@ async fn refuse_streams(mut stream: TcpStream, count: Arc<AtomicU64>, refuse: u6
 async fn a_refused_stream_is_retried() {
     for (retry_on, status, streams) in [("refused-stream", 200, 2), ("connect-failure", 503, 1)] {
         let (origin, count) = refusing_origin(1).await;
-        let routes = format!("{{ match: {{ prefix: / }}, route: {{ cluster: a, retry_policy: {{ retry_on: {retry_on} }} }} }}");
+        let routes =
+            format!("{{ match: {{ prefix: / }}, route: {{ cluster: a, retry_policy: {{ retry_on: {retry_on} }} }} }}");
         let front = Front { routes: &routes, ..Front::default() };
         let bed = Bed::start(front, &cluster("a", &[origin], HTTP2)).await;
         let reply = bed.client(WAYS[1]).await.get("a", "/").await;

@@ -40,7 +40,9 @@ async fn headers_a_proxy_adds() {
         assert!(id.len() == 36 && id.as_bytes()[14] == b'4' && id.split('-').count() == 5, "no UUID: {id}");
         let again = client.get("host.test", "/").await;
         assert_ne!(seen(&again, "x-request-id"), id);
-        for absent in ["x-forwarded-for", "x-envoy-internal", "x-envoy-external-address", "via", "x-forwarded-client-cert"] {
+        for absent in
+            ["x-forwarded-for", "x-envoy-internal", "x-envoy-external-address", "via", "x-forwarded-client-cert"]
+        {
             assert_eq!(seen(&reply, absent), Value::Null, "{absent} {way:?}");
         }
     }
@@ -161,7 +163,8 @@ async fn bodies_stream_in_both_directions() {
                 tokio::task::yield_now().await;
             }
         });
-        let reply = read(client.begin(request(Method::POST, "a", "/", Bytes::new()).map(|_| body)).await.unwrap()).await;
+        let reply =
+            read(client.begin(request(Method::POST, "a", "/", Bytes::new()).map(|_| body)).await.unwrap()).await;
         upload.await.unwrap();
         assert_eq!(reply.unwrap().json()["body_bytes"], 10_000, "{way:?}");
 
@@ -213,15 +216,15 @@ async fn a_slow_reader_holds_the_origin_back() {
 #[tokio::test]
 async fn http2_upstream_passes_trailers_and_shares_a_connection() {
     let origin = Origin::start("v1").unwrap();
-    let bed = Bed::start(
-        Front { routes: &all_to("a"), ..Front::default() },
-        &cluster("a", &[origin.address()], HTTP2),
-    )
-    .await;
+    let bed =
+        Bed::start(Front { routes: &all_to("a"), ..Front::default() }, &cluster("a", &[origin.address()], HTTP2)).await;
     for way in WAYS {
         let mut client = bed.client(way).await;
         let reply = client.get("a", "/").await;
-        assert_eq!((reply.json()["protocol"].as_str(), reply.json()["authority"].as_str()), (Some("HTTP/2.0"), Some("a")));
+        assert_eq!(
+            (reply.json()["protocol"].as_str(), reply.json()["authority"].as_str()),
+            (Some("HTTP/2.0"), Some("a"))
+        );
         let reply = client.get("a", "/trailers").await;
         assert_eq!(reply.status, 200);
         let trailer = reply.trailers.as_ref().map(|t| t["x-trailer"].to_str().unwrap());
@@ -257,11 +260,8 @@ async fn keep_alive_reuses_one_upstream_connection() {
 #[tokio::test]
 async fn grpc_passes_with_its_status() {
     let origin = Origin::start("v1").unwrap();
-    let bed = Bed::start(
-        Front { routes: &all_to("a"), ..Front::default() },
-        &cluster("a", &[origin.address()], HTTP2),
-    )
-    .await;
+    let bed =
+        Bed::start(Front { routes: &all_to("a"), ..Front::default() }, &cluster("a", &[origin.address()], HTTP2)).await;
     for way in [WAYS[1], WAYS[3]] {
         let mut client = bed.client(way).await;
         let call = |status: &str| {
@@ -273,18 +273,18 @@ async fn grpc_passes_with_its_status() {
         assert_eq!(reply.trailers.unwrap()["grpc-status"], "0");
         let reply = client.send(call("7")).await;
         let trailers = reply.trailers.unwrap();
-        assert_eq!((reply.status.as_u16(), &trailers["grpc-status"], &trailers["grpc-message"]), (200, &"7".parse::<HeaderValue>().unwrap(), &"asked for".parse::<HeaderValue>().unwrap()));
+        assert_eq!(
+            (reply.status.as_u16(), &trailers["grpc-status"], &trailers["grpc-message"]),
+            (200, &"7".parse::<HeaderValue>().unwrap(), &"asked for".parse::<HeaderValue>().unwrap())
+        );
     }
 }
 
 #[tokio::test]
 async fn grpc_streams_in_both_directions_at_once() {
     let origin = Origin::start("v1").unwrap();
-    let bed = Bed::start(
-        Front { routes: &all_to("a"), ..Front::default() },
-        &cluster("a", &[origin.address()], HTTP2),
-    )
-    .await;
+    let bed =
+        Bed::start(Front { routes: &all_to("a"), ..Front::default() }, &cluster("a", &[origin.address()], HTTP2)).await;
     for way in [WAYS[1], WAYS[3]] {
         let mut client = bed.client(way).await;
         let (send, body) = channel();
@@ -312,11 +312,8 @@ async fn grpc_streams_in_both_directions_at_once() {
 #[tokio::test]
 async fn request_trailers_reach_an_http2_origin() {
     let origin = Origin::start("v1").unwrap();
-    let bed = Bed::start(
-        Front { routes: &all_to("a"), ..Front::default() },
-        &cluster("a", &[origin.address()], HTTP2),
-    )
-    .await;
+    let bed =
+        Bed::start(Front { routes: &all_to("a"), ..Front::default() }, &cluster("a", &[origin.address()], HTTP2)).await;
     let mut client = bed.client(WAYS[1]).await;
     let (send, body) = channel();
     let mut trailers = HeaderMap::new();
@@ -384,7 +381,8 @@ async fn http_1_0_is_asked_to_upgrade_unless_accepted() {
     let (_origin, bed) = echo_bed("").await;
     let answer = raw(bed.plain, b"GET / HTTP/1.0\r\nhost: a\r\n\r\n").await;
     assert_eq!(status_of(&answer), 426, "{answer}");
-    let (_origin, bed) = echo_bed("http_protocol_options: { accept_http_10: true, default_host_for_http_10: old.test }").await;
+    let (_origin, bed) =
+        echo_bed("http_protocol_options: { accept_http_10: true, default_host_for_http_10: old.test }").await;
     let answer = raw(bed.plain, b"GET / HTTP/1.0\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.contains("old.test"), "{answer}");
 }
@@ -395,7 +393,8 @@ async fn pipelined_requests_are_answered_in_order() {
     let text = "GET /delay/30?1 HTTP/1.1\r\nhost: a\r\n\r\nPOST /?2 HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc\
                 GET /?3 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
     let answer = raw(bed.plain, text.as_bytes()).await;
-    let places: Vec<usize> = ["/delay/30?1", "/?2", "/?3"].iter().map(|path| answer.find(path).expect(&answer)).collect();
+    let places: Vec<usize> =
+        ["/delay/30?1", "/?2", "/?3"].iter().map(|path| answer.find(path).expect(&answer)).collect();
     assert!(places.is_sorted() && answer.matches("HTTP/1.1 200 OK").count() == 3, "{answer}");
     assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
 }
@@ -465,7 +464,10 @@ async fn the_origin_learns_who_the_client_is() {
             let mut parts = xfcc.split(';');
             assert_eq!(parts.next(), Some(format!("By={SERVER_ID}").as_str()), "{xfcc}");
             let hash = parts.next().and_then(|part| part.strip_prefix("Hash=")).unwrap();
-            assert!(hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase()), "{xfcc}");
+            assert!(
+                hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase()),
+                "{xfcc}"
+            );
             assert_eq!(parts.next(), Some("Subject=\"\""), "{xfcc}");
             assert_eq!(parts.next(), Some(format!("URI={CLIENT_ID}").as_str()), "{xfcc}");
             assert_eq!(parts.next(), None);
@@ -493,7 +495,8 @@ async fn cookies_and_repeated_headers_keep_their_order() {
 #[tokio::test]
 async fn a_request_with_a_whole_uri_goes_by_that() {
     let (_origin, bed) = echo_bed("").await;
-    let answer = raw(bed.plain, b"GET http://inner.test/x?y HTTP/1.1\r\nhost: outer.test\r\nconnection: close\r\n\r\n").await;
+    let answer =
+        raw(bed.plain, b"GET http://inner.test/x?y HTTP/1.1\r\nhost: outer.test\r\nconnection: close\r\n\r\n").await;
     assert!(answer.contains("\"path\":\"/x?y\"") && answer.contains("\"host\":\"inner.test\""), "{answer}");
 }
 

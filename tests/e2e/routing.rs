@@ -9,7 +9,9 @@ use http::Method;
 async fn a_request_goes_where_its_host_says() {
     let origin = Origin::start("v1").unwrap();
     let host = |name: &str, domains: &str| {
-        let routes = format!("{{ match: {{ prefix: / }}, direct_response: {{ status: 200, body: {{ inline_string: {name} }} }} }}");
+        let routes = format!(
+            "{{ match: {{ prefix: / }}, direct_response: {{ status: 200, body: {{ inline_string: {name} }} }} }}"
+        );
         format!("{{ name: {name}, domains: [{domains}], routes: [{routes}] }}")
     };
     let hosts = [

@@ -115,7 +115,8 @@ async fn big_transfers_arrive_intact() {
 
 #[tokio::test]
 async fn connections_are_spread_by_weight() {
-    let (v1, v2) = (TcpOrigin::start("v1", TcpBehaviour::Greet).unwrap(), TcpOrigin::start("v2", TcpBehaviour::Greet).unwrap());
+    let (v1, v2) =
+        (TcpOrigin::start("v1", TcpBehaviour::Greet).unwrap(), TcpOrigin::start("v2", TcpBehaviour::Greet).unwrap());
     let clusters = cluster("v1", &[v1.address()], "") + &cluster("v2", &[v2.address()], "");
     let fields = "weighted_clusters: { clusters: [{ name: v1, weight: 80 }, { name: v2, weight: 20 }] }";
     let proxy = start(&tcp_front("tcp", fields), &clusters).await;

@@ -100,15 +100,23 @@ async fn strict_lets_in_who_proves_an_identity_of_the_mesh() {
     while SystemTime::now() <= expired.not_after + Duration::from_secs(1) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    for (who, identity) in
-        [("no certificate", None), ("another CA", Some(&forged)), ("no SPIFFE ID", Some(&nobody)), ("expired", Some(&expired))]
-    {
+    for (who, identity) in [
+        ("no certificate", None),
+        ("another CA", Some(&forged)),
+        ("no SPIFFE ID", Some(&nobody)),
+        ("expired", Some(&expired)),
+    ] {
         assert!(!admitted(front, identity).await, "{who} was let in");
     }
     assert!(admitted(front, Some(&keys.client)).await);
-    assert!(raw(front, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.find("HTTP/1.1").is_none(), "plain text was answered");
+    assert!(
+        raw(front, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.find("HTTP/1.1").is_none(),
+        "plain text was answered"
+    );
     assert_eq!(origin.requests(), served + 1);
-    for (name, least) in [("fail_verify_no_cert", 1), ("fail_verify_error", 2), ("fail_verify_san", 1), ("handshake", 3)] {
+    for (name, least) in
+        [("fail_verify_no_cert", 1), ("fail_verify_error", 2), ("fail_verify_san", 1), ("handshake", 3)]
+    {
         at_least(&proxy, &format!("listener.front.ssl.{name}"), least).await;
     }
 }
@@ -117,7 +125,8 @@ async fn strict_lets_in_who_proves_an_identity_of_the_mesh() {
 async fn an_upstream_must_prove_the_identity_the_cluster_names() {
     let (keys, sds) = (Keys::new(), Sds::start());
     sds.give(&keys);
-    let origin = Origin::start_tls("secure", tls_server(&keys.server, Some(keys.authority.bundle_pem())).unwrap()).unwrap();
+    let origin =
+        Origin::start_tls("secure", tls_server(&keys.server, Some(keys.authority.bundle_pem())).unwrap()).unwrap();
     let stranger = Authority::new("cluster.local").unwrap();
     let forged = stranger.issue(&SERVER_ID.parse().unwrap(), HOUR, &[]).unwrap();
     let liar = Origin::start_tls("liar", tls_server(&forged, None).unwrap()).unwrap();
@@ -303,7 +312,9 @@ async fn the_protocol_is_agreed_on() {
         "",
     )
     .await;
-    for (alpn, http2) in [(&["h2", "http/1.1"][..], true), (&["http/1.1"], false), (&[], false), (&["http/1.1", "h2"], true)] {
+    for (alpn, http2) in
+        [(&["h2", "http/1.1"][..], true), (&["http/1.1"], false), (&[], false), (&["http/1.1", "h2"], true)]
+    {
         let target = Target::tls(bed.mtls, bed.keys.client_tls(alpn));
         assert_eq!(Client::connect(&target, http2).await.get("a", "/").await.status, 200, "{alpn:?}");
     }
@@ -316,19 +327,15 @@ async fn the_protocol_is_agreed_on() {
 async fn two_proxies_speak_mutual_tls_and_pass_the_identity_on() {
     let origin = Origin::start("v1").unwrap();
     let manager = "forward_client_cert_details: SANITIZE_SET\nset_current_client_cert_details: { uri: true }";
-    let inbound = Bed::start(
-        Front { routes: &all_to("a"), manager, ..Front::default() },
-        &cluster("a", &[origin.address()], ""),
-    )
-    .await;
+    let inbound =
+        Bed::start(Front { routes: &all_to("a"), manager, ..Front::default() }, &cluster("a", &[origin.address()], ""))
+            .await;
     let peers = format!("match_typed_subject_alt_names: [{{ san_type: URI, matcher: {{ exact: '{SERVER_ID}' }} }}]");
     for http2 in [false, true] {
         let fields = inbound.keys.upstream(&peers) + if http2 { HTTP2 } else { "" };
-        let outbound = Bed::start(
-            Front { routes: &all_to("far"), ..Front::default() },
-            &cluster("far", &[inbound.mtls], &fields),
-        )
-        .await;
+        let outbound =
+            Bed::start(Front { routes: &all_to("far"), ..Front::default() }, &cluster("far", &[inbound.mtls], &fields))
+                .await;
         for way in PLAIN {
             let reply = outbound.client(way).await.get("a", "/").await;
             let xfcc = seen(&reply, "x-forwarded-client-cert");

@@ -157,9 +157,12 @@ async fn names_are_resolved() {
 #[tokio::test]
 async fn each_endpoint_gets_the_transport_of_its_metadata() {
     let keys = Keys::new();
-    let secure = Origin::start_tls("secure", tls_server(&keys.server, Some(keys.authority.bundle_pem())).unwrap()).unwrap();
+    let secure =
+        Origin::start_tls("secure", tls_server(&keys.server, Some(keys.authority.bundle_pem())).unwrap()).unwrap();
     let plain = Origin::start("plain").unwrap();
-    let tls = keys.upstream(&format!("match_typed_subject_alt_names: [{{ san_type: URI, matcher: {{ exact: '{SERVER_ID}' }} }}]"));
+    let tls = keys.upstream(&format!(
+        "match_typed_subject_alt_names: [{{ san_type: URI, matcher: {{ exact: '{SERVER_ID}' }} }}]"
+    ));
     let socket = tls.trim_start_matches("transport_socket: ").trim();
     let matches = format!(
         "transport_socket_matches:
