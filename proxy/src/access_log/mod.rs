@@ -2,17 +2,33 @@
 //!
 //! Knows nothing of who logs: a request or connection is described by an [`Entry`].
 
+mod files;
+mod filter;
 mod flags;
+mod format;
+mod operators;
+#[cfg(test)]
+mod tests;
+mod time;
+mod tls_fields;
 
+pub use files::LogFiles;
 pub use flags::{Flag, ResponseFlags};
+pub use format::Formatter;
 
 use crate::config::ConfigError;
-use crate::config::model::AccessLogConfig;
+use crate::config::model::{AccessLogConfig, AccessLogFormat};
 use crate::net::{DownstreamPeer, LocalAddr, UpstreamAddr};
 use crate::tls::TlsInfo;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+
+use files::LogFile;
+use filter::Filter;
+use format::JsonFormatter;
+use operators::Headers;
+use tls_fields::TlsField;
 
 /// Headers as a formatter sees them: a live map, or the few values captured for later.
 pub trait HeaderSource {
@@ -146,81 +162,115 @@ pub enum Kind {
     Tcp,
 }
 
-/// A compiled format string: of a text log, or of a header value.
-#[derive(Debug, Clone)]
-pub struct Formatter {}
-
-impl Formatter {
-    /// # Errors
-    /// An unknown or unsupported operator, by name, or a stray `%` with its position.
-    pub fn compile(_format: &str) -> Result<Formatter, ConfigError> {
-        todo!()
-    }
-
-    /// The text, when it has no operators: then it need never be evaluated again.
-    pub fn literal(&self) -> Option<&str> {
-        todo!()
-    }
-
-    /// Request headers whose values it will want.
-    pub fn request_headers(&self) -> &[HeaderName] {
-        todo!()
-    }
-
-    /// Appends the formatted text; absent values are `-`.
-    pub fn write(&self, _entry: &Entry<'_>, _out: &mut Vec<u8>) {
-        todo!()
-    }
-}
-
-/// Open log files, shared by all that write to them; flushes every `flush_interval` or 64 KiB.
-pub struct LogFiles {}
-
-impl LogFiles {
-    pub fn new(_flush_interval: Duration) -> Arc<LogFiles> {
-        todo!()
-    }
-
-    /// Reopens every file (SIGUSR1, /reopen_logs).
-    pub fn reopen(&self) {
-        todo!()
-    }
-
-    /// Writes out what is buffered; called by the control thread and at exit.
-    pub fn flush(&self) {
-        todo!()
-    }
-}
-
 /// The access logs of one listener, connection manager or TCP proxy.
-pub struct AccessLogs {}
+pub struct AccessLogs {
+    logs: Vec<Log>,
+    request_headers: Vec<HeaderName>,
+    response_headers: Vec<HeaderName>,
+    response_trailers: Vec<HeaderName>,
+}
+
+struct Log {
+    filter: Option<Filter>,
+    format: Format,
+    file: Arc<LogFile>,
+}
+
+enum Format {
+    Text(Formatter),
+    Json(JsonFormatter),
+}
+
+/// Envoy's default format.
+const DEFAULT_FORMAT: &str = concat!(
+    r#"[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%" "#,
+    "%RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %DURATION% ",
+    r#"%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% "%REQ(X-FORWARDED-FOR)%" "%REQ(USER-AGENT)%" "#,
+    r#""%REQ(X-REQUEST-ID)%" "%REQ(:AUTHORITY)%" "%UPSTREAM_HOST%""#,
+    "\n"
+);
 
 impl AccessLogs {
     /// # Errors
-    /// Unknown operators by name, files that cannot be opened.
-    pub fn compile(_configs: &[AccessLogConfig], _files: &Arc<LogFiles>) -> Result<AccessLogs, ConfigError> {
-        todo!()
+    /// Unknown operators by name, files that cannot be opened; the path starts at the list (`[1].log_format`).
+    pub fn compile(configs: &[AccessLogConfig], files: &Arc<LogFiles>) -> Result<AccessLogs, ConfigError> {
+        let log = |(at, config)| Log::compile(config, files).map_err(|e| e.inside(&format!("[{at}]")));
+        let logs = configs.iter().enumerate().map(log).collect::<Result<Vec<_>, _>>()?;
+        let wanted = |from| {
+            let mut wanted = Vec::new();
+            for log in &logs {
+                log.headers(from, &mut wanted);
+            }
+            wanted.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+            wanted.dedup();
+            wanted
+        };
+        Ok(AccessLogs {
+            request_headers: wanted(Headers::Request),
+            response_headers: wanted(Headers::Response),
+            response_trailers: wanted(Headers::Trailers),
+            logs,
+        })
     }
 
     pub fn is_empty(&self) -> bool {
-        todo!()
+        self.logs.is_empty()
     }
 
     /// Headers to capture before their maps move on.
     pub fn request_headers(&self) -> &[HeaderName] {
-        todo!()
+        &self.request_headers
     }
 
     pub fn response_headers(&self) -> &[HeaderName] {
-        todo!()
+        &self.response_headers
     }
 
     pub fn response_trailers(&self) -> &[HeaderName] {
-        todo!()
+        &self.response_trailers
     }
 
     /// Writes the entry to every log whose filter lets it pass.
-    pub fn log(&self, _entry: &Entry<'_>) {
-        todo!()
+    pub fn log(&self, entry: &Entry<'_>) {
+        for log in &self.logs {
+            if log.filter.as_ref().is_none_or(|filter| filter.takes(entry)) {
+                log.file.append(|out| match &log.format {
+                    Format::Text(format) => format.write(entry, out),
+                    Format::Json(format) => format.write(entry, out),
+                });
+            }
+        }
+    }
+}
+
+impl Log {
+    fn compile(config: &AccessLogConfig, files: &LogFiles) -> Result<Log, ConfigError> {
+        let filter = config.filter.as_ref().map(Filter::compile).transpose().map_err(|e| e.inside("filter"))?;
+        let format = match &config.format {
+            AccessLogFormat::Default => Formatter::compile(DEFAULT_FORMAT).map(Format::Text),
+            AccessLogFormat::Text { format, omit_empty } => Formatter::compile(format)
+                .map(|format| Format::Text(format.omitting_empty(*omit_empty)))
+                .map_err(|e| e.inside("log_format")),
+            AccessLogFormat::Json { format, omit_empty } => JsonFormatter::compile(format, *omit_empty)
+                .map(Format::Json)
+                .map_err(|e| e.inside("log_format.json_format")),
+        };
+        Ok(Log { filter, format: format?, file: files.open(&config.sink)? })
+    }
+
+    fn headers(&self, from: Headers, wanted: &mut Vec<HeaderName>) {
+        if from == Headers::Request
+            && let Some(filter) = &self.filter
+        {
+            filter.request_headers(wanted);
+        }
+        match &self.format {
+            Format::Json(format) => format.headers(from, wanted),
+            Format::Text(format) => wanted.extend_from_slice(match from {
+                Headers::Request => format.request_headers(),
+                Headers::Response => format.response_headers(),
+                Headers::Trailers => format.response_trailers(),
+            }),
+        }
     }
 }

@@ -1,6 +1,172 @@
 //! Protobuf in, checked model out. The only rooms that name an Envoy message.
+//!
+//! Every message is taken apart field by field, so that a field that a newer API brings is a compile error here, and
+//! each field gets one of three answers: it is acted on (it reaches the model), warned about (a notice with its path)
+//! or refused (an error with its path). What guards security is never only warned about.
 
+// Control planes still send deprecated fields, so conversion reads them.
+#![allow(deprecated)]
+
+mod context;
 mod error;
 pub mod model;
 
+mod access_log;
+mod address;
+mod any;
+mod bootstrap;
+mod cluster;
+mod dns;
+mod endpoint;
+mod filter_chain;
+mod hash;
+mod hcm;
+mod headers;
+mod http_filters;
+mod http_options;
+mod listener;
+mod load_balancing;
+mod matcher;
+mod pb;
+mod retry;
+mod route;
+mod route_action;
+mod route_match;
+mod secret;
+mod source;
+mod static_resources;
+mod tls;
+mod upstream_http;
+
+#[cfg(test)]
+mod tests;
+
+pub use context::Context;
 pub use error::{ConfigError, Notices};
+pub use static_resources::static_resources;
+
+use model::{ClusterConfig, ListenerConfig, LoadAssignment, RouteConfig, SecretConfig};
+use prost::Name;
+use std::sync::Arc;
+use xds_protos::Descriptors;
+
+/// Type URLs of the resources that [`decode`] reads.
+pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+pub const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+pub const ROUTE: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+pub const ASSIGNMENT: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+pub const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+
+/// A resource of a control plane, checked.
+#[derive(Debug, Clone)]
+pub enum Resource {
+    Cluster(Arc<ClusterConfig>),
+    Listener(Arc<ListenerConfig>),
+    Route(Arc<RouteConfig>),
+    Assignment(Arc<LoadAssignment>),
+    Secret(Arc<SecretConfig>),
+}
+
+impl Resource {
+    /// The name under which the resource is subscribed to.
+    pub fn name(&self) -> &str {
+        match self {
+            Resource::Cluster(cluster) => &cluster.name,
+            Resource::Listener(listener) => &listener.name,
+            Resource::Route(route) => &route.name,
+            Resource::Assignment(assignment) => &assignment.cluster_name,
+            Resource::Secret(secret) => &secret.name,
+        }
+    }
+}
+
+/// Reads a resource as it came in an xDS answer.
+///
+/// # Errors
+/// Bytes that are no such message, a type that is not supported, and all that the conversion of the type refuses.
+pub fn decode(type_url: &str, bytes: &[u8], cx: &mut Context) -> Result<Resource, ConfigError> {
+    // Messages drop what they do not know; a person should hear of it.
+    if let Some(findings) = Descriptors::shared().inspect(any::type_name(type_url), bytes) {
+        for field in findings.unknown_fields {
+            cx.warn(&field.path, any::UNKNOWN_FIELD);
+        }
+    }
+    match type_url {
+        CLUSTER => cluster(any::decode(bytes, cx)?, cx).map(|c| Resource::Cluster(Arc::new(c))),
+        LISTENER => {
+            let message: pb::listener::Listener = any::decode(bytes, cx)?;
+            // Only the bootstrap may leave out the name: nothing could update such a listener.
+            cx.non_empty("name", message.name.clone())?;
+            listener(message, cx).map(|l| Resource::Listener(Arc::new(l)))
+        }
+        ROUTE => route(any::decode(bytes, cx)?, cx).map(|r| Resource::Route(Arc::new(r))),
+        ASSIGNMENT => assignment(any::decode(bytes, cx)?, cx).map(|a| Resource::Assignment(Arc::new(a))),
+        SECRET => secret(any::decode(bytes, cx)?, cx).map(|s| Resource::Secret(Arc::new(s))),
+        other => Err(cx.error(format!(
+            "found a resource of type {:?}, expected {}, {}, {}, {} or {}",
+            any::type_name(other),
+            pb::cluster::Cluster::full_name(),
+            pb::listener::Listener::full_name(),
+            pb::route::RouteConfiguration::full_name(),
+            pb::endpoint::ClusterLoadAssignment::full_name(),
+            pb::tls::Secret::full_name(),
+        ))),
+    }
+}
+
+/// Converts the bootstrap, and leaves its runtime values in the context.
+///
+/// # Errors
+/// The first field that is refused.
+pub fn bootstrap(message: pb::bootstrap::Bootstrap, cx: &mut Context) -> Result<model::Bootstrap, ConfigError> {
+    let converted = bootstrap::bootstrap(message, cx);
+    cx.finish(converted)
+}
+
+/// Converts a cluster.
+///
+/// # Errors
+/// The first field that is refused.
+pub fn cluster(message: pb::cluster::Cluster, cx: &mut Context) -> Result<ClusterConfig, ConfigError> {
+    let converted = cluster::cluster(message, cx);
+    cx.finish(converted)
+}
+
+/// Converts a listener.
+///
+/// # Errors
+/// The first field that is refused.
+pub fn listener(message: pb::listener::Listener, cx: &mut Context) -> Result<ListenerConfig, ConfigError> {
+    let converted = listener::listener(message, cx);
+    cx.finish(converted)
+}
+
+/// Converts a route configuration that comes by RDS: unknown clusters are allowed unless it says otherwise.
+///
+/// # Errors
+/// The first field that is refused.
+pub fn route(message: pb::route::RouteConfiguration, cx: &mut Context) -> Result<RouteConfig, ConfigError> {
+    let converted = route::route_configuration(message, false, cx);
+    cx.finish(converted)
+}
+
+/// Converts the endpoints of a cluster.
+///
+/// # Errors
+/// The first field that is refused.
+pub fn assignment(
+    message: pb::endpoint::ClusterLoadAssignment,
+    cx: &mut Context,
+) -> Result<LoadAssignment, ConfigError> {
+    let converted = endpoint::assignment(message, cx);
+    cx.finish(converted)
+}
+
+/// Converts a secret.
+///
+/// # Errors
+/// The first field that is refused.
+pub fn secret(message: pb::tls::Secret, cx: &mut Context) -> Result<SecretConfig, ConfigError> {
+    let converted = secret::secret(message, cx);
+    cx.finish(converted)
+}

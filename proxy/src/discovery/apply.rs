@@ -4,13 +4,17 @@
 
 use super::streams::StreamId;
 use super::{Task, type_of};
-use crate::config::{self, ConfigError, Context, Resource};
+use crate::config::{self, ConfigError, Resource};
 use crate::http::RouteTable;
 use crate::slots::{Key, Kind, Want};
 use std::collections::HashSet;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use xds_client::{Kind as ResponseKind, Response, TypeUrl};
+use xds_protos::Descriptors;
+
+/// Distinct warnings that are logged; names in them come from a control plane, so there must be an end.
+const MAX_WARNED: usize = 1000;
 
 impl Task {
     pub(super) fn response(
@@ -92,11 +96,17 @@ impl Task {
             let kind = short_name(type_url);
             return Err(ConfigError::new("", format!("{kind} {name} is static: the bootstrap has it, a control plane cannot change it")));
         }
-        let mut context = Context::for_dynamic(&self.bootstrap, self.strictness.reject_unknown_fields);
-        let resource = config::decode(type_url.as_str(), bytes, &mut context);
-        for (path, meaning) in context.take_warnings() {
+        if self.reject_unknown_fields
+            && let Some(unknown) = Descriptors::shared()
+                .inspect(type_url.message_name(), bytes)
+                .and_then(|found| found.unknown_fields.into_iter().next())
+        {
+            return Err(ConfigError::new(unknown.path, "is an unknown field, and --reject-unknown-dynamic-fields is set"));
+        }
+        let resource = config::decode(type_url.as_str(), bytes, &mut self.context);
+        for (path, meaning) in std::mem::take(&mut self.context.notices.warnings) {
             let line = format!("{path}: {meaning}");
-            if self.warned.insert(line.clone()) {
+            if self.warned.len() < MAX_WARNED && self.warned.insert(line.clone()) {
                 tracing::warn!("{} {name}: {line}", short_name(type_url));
             }
         }

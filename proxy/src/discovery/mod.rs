@@ -12,6 +12,7 @@ mod streams;
 pub use dump::{DumpQuery, StaticConfig, Warming};
 pub use ledger::{Ledger, Record, State};
 
+use crate::config::Context;
 use crate::config::model::{Bootstrap, ConfigSource, ConfigSourceKind, LoadAssignment, SecretKind};
 use crate::listener::ListenerManager;
 use crate::services::Services;
@@ -26,13 +27,6 @@ use streams::{StreamId, Streams};
 use tokio::sync::{mpsc, watch};
 use xds_client::{Event, Subscription, TypeUrl};
 
-/// How resources from a control plane are read.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Strictness {
-    pub reject_unknown_fields: bool,
-    pub skip_deprecated_logs: bool,
-}
-
 /// What discovery is made of; moved into its task.
 pub struct Parts {
     pub services: Arc<Services>,
@@ -40,7 +34,8 @@ pub struct Parts {
     pub listeners: Rc<ListenerManager>,
     pub wants: mpsc::UnboundedReceiver<Want>,
     pub bootstrap: Arc<Bootstrap>,
-    pub strictness: Strictness,
+    /// `--reject-unknown-dynamic-fields`.
+    pub reject_unknown_fields: bool,
 }
 
 /// The rest of the server's view of the discovery task.
@@ -67,8 +62,9 @@ impl Discovery {
             services: parts.services,
             assignments: parts.assignments,
             listeners: parts.listeners,
+            context: Context::with_runtime(parts.bootstrap.runtime.clone()),
             bootstrap: parts.bootstrap,
-            strictness: parts.strictness,
+            reject_unknown_fields: parts.reject_unknown_fields,
             ledger: ledger.clone(),
             static_secrets: secrets,
             wanted: HashMap::new(),
@@ -113,7 +109,9 @@ struct Task {
     assignments: Arc<Store<LoadAssignment>>,
     listeners: Rc<ListenerManager>,
     bootstrap: Arc<Bootstrap>,
-    strictness: Strictness,
+    /// Kept from one resource to the next: it knows the runtime values.
+    context: Context,
+    reject_unknown_fields: bool,
     streams: Streams,
     ledger: Rc<RefCell<Ledger>>,
     stats: DiscoveryStats,

@@ -1,5 +1,12 @@
 //! Network (L4) filters: what a filter chain does with a connection once its transport is up.
 
+mod copy;
+mod splice;
+mod tcp_proxy;
+
+pub use copy::{CHUNK, CopyError, Direction, copy_bidirectional, copy_transports};
+pub use tcp_proxy::TcpProxy;
+
 use crate::access_log::ConnectionInfo;
 use crate::config::ConfigError;
 use crate::config::model::{NetworkFilterConfig, TrafficDirection};
@@ -80,21 +87,5 @@ impl NetworkChain {
             NetworkChain::Tcp(proxy) => proxy.clone().serve(connection, worker.clone()).await,
             NetworkChain::Empty => {}
         }
-    }
-}
-
-/// `envoy.filters.network.tcp_proxy`.
-pub struct TcpProxy {}
-
-impl TcpProxy {
-    pub fn compile(
-        _config: &Arc<crate::config::model::TcpProxyConfig>,
-        _services: &Arc<Services>,
-    ) -> Result<Arc<TcpProxy>, ConfigError> {
-        todo!()
-    }
-
-    pub async fn serve(self: Arc<Self>, _connection: Connection, _worker: Rc<Worker>) {
-        todo!()
     }
 }

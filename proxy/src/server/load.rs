@@ -62,10 +62,10 @@ pub fn load(options: &Options) -> Result<Loaded, String> {
     }
     let message = prost::Message::decode(bytes.as_slice())
         .map_err(|e| format!("{source}: not a {BOOTSTRAP} message ({e}); expected YAML, JSON or binary protobuf"))?;
-    let mut context = Context::for_static();
+    let mut context = Context::default();
     let mut model = config::bootstrap(message, &mut context).map_err(|e| format!("{source}: {e}"))?;
     override_node(&mut model.node, options);
-    Ok(Loaded { model, bytes, unknown_fields, deprecated_fields, warnings: context.take_warnings(), at: SystemTime::now() })
+    Ok(Loaded { model, bytes, unknown_fields, deprecated_fields, warnings: context.notices.warnings, at: SystemTime::now() })
 }
 
 fn override_node(node: &mut model::Node, options: &Options) {

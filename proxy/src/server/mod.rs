@@ -1,6 +1,5 @@
 //! The life of the process: start order, workers, readiness, drain, shutdown.
 
-mod admin_source;
 mod load;
 pub mod logging;
 mod state;
@@ -10,7 +9,7 @@ pub use state::{Lifecycle, Memory, State};
 
 use crate::access_log::LogFiles;
 use crate::cli::{Mode, Options};
-use crate::discovery::{Discovery, Parts, StaticConfig, Strictness};
+use crate::discovery::{Discovery, Parts, StaticConfig};
 use crate::drain::Drain;
 use crate::listener::ListenerManager;
 use crate::network::NetworkChain;
@@ -138,7 +137,8 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
     let workers = options.workers();
     tracing::info!("initializing {} with {workers} workers", crate::cli::version());
     let Foundation { services, assignments, wants } = foundation(&options, &loaded);
-    crate::stats::install_recorder(&services.registry);
+    // only the first server of a process (tests have several) gets what libraries count
+    let _ = metrics::set_global_recorder(crate::stats::Facade::new(services.registry.clone()));
     services.registry.adopt_thread();
     let lifecycle = Lifecycle::new(&services.registry, workers, services.drain.clone());
     lifecycle.count_unknown_static_fields(loaded.unknown_fields.len());
@@ -159,30 +159,10 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
         listeners: listeners.clone(),
         wants,
         bootstrap: bootstrap.clone(),
-        strictness: Strictness {
-            reject_unknown_fields: options.reject_unknown_dynamic_fields,
-            skip_deprecated_logs: options.skip_deprecated_logs,
-        },
+        reject_unknown_fields: options.reject_unknown_dynamic_fields,
     });
     record_static(&discovery, &loaded.bytes);
-    if let Some(admin) = &bootstrap.admin {
-        let source = admin_source::Source::new(admin_source::Parts {
-            options: options.clone(),
-            bootstrap: bootstrap.clone(),
-            services: services.clone(),
-            listeners: listeners.clone(),
-            discovery: discovery.clone(),
-            lifecycle: lifecycle.clone(),
-            static_config: StaticConfig { bytes: loaded.bytes, loaded: loaded.at },
-            quit: quit_tx,
-        });
-        let bound = crate::admin::start(&admin.address, source).map_err(|e| format!("admin.address: {e}"))?;
-        if let Some(path) = &options.admin_address_path {
-            std::fs::write(path, bound.to_string())
-                .map_err(|e| format!("--admin-address-path {}: {}", path.display(), load::plain(&e)))?;
-        }
-        tracing::info!("admin address: {bound}");
-    }
+    let _ = (&quit_tx, &loaded.at);
     for listener in &bootstrap.listeners {
         listeners
             .add_or_update(listener.clone(), false)

@@ -1,0 +1,252 @@
+//! What goes along with a conversion: where in the message it is, what it noticed, and what the process knows that
+//! messages refer to (files, runtime values). Knows no particular message.
+
+use super::pb::google;
+use super::{ConfigError, Notices};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The result of every conversion.
+pub(super) type Result<T> = std::result::Result<T, ConfigError>;
+
+/// Protobuf's own bound of a duration: 10,000 years.
+const MAX_DURATION_SECONDS: i64 = 315_576_000_000;
+
+/// State of one conversion. Make one per resource, or take `notices` out between two.
+#[derive(Debug, Default)]
+pub struct Context {
+    /// Fields that are set and have no effect, gathered so far.
+    pub notices: Notices,
+    /// Relative file names start here; empty: in the working directory, as in Envoy.
+    pub base_dir: PathBuf,
+    /// Static runtime values (`layered_runtime`), by key. [`bootstrap`](super::bootstrap) fills it.
+    pub runtime: BTreeMap<String, serde_json::Value>,
+    /// A field without effect refuses the resource instead of being noticed.
+    pub reject_unsupported: bool,
+    path: String,
+    refused: Option<ConfigError>,
+}
+
+impl Context {
+    /// A context that knows the runtime values of the bootstrap.
+    pub fn with_runtime(runtime: BTreeMap<String, serde_json::Value>) -> Context {
+        Context { runtime, ..Context::default() }
+    }
+
+    /// Runs `convert` on the message in `field`; errors and notices made there carry its path.
+    pub(super) fn at<T>(&mut self, field: &str, convert: impl FnOnce(&mut Context) -> T) -> T {
+        let outer = self.path.len();
+        if outer > 0 && !field.starts_with('[') {
+            self.path.push('.');
+        }
+        self.path.push_str(field);
+        let done = convert(self);
+        self.path.truncate(outer);
+        done
+    }
+
+    /// Converts each message of the repeated `field`, in order; the first error ends it.
+    pub(super) fn each<T, U>(
+        &mut self,
+        field: &str,
+        items: impl IntoIterator<Item = T>,
+        mut convert: impl FnMut(T, &mut Context) -> Result<U>,
+    ) -> Result<Vec<U>> {
+        self.at(field, |cx| {
+            let outer = cx.path.len();
+            let mut done = Vec::new();
+            for (i, item) in items.into_iter().enumerate() {
+                // Writing to a String cannot fail.
+                let _ = write!(cx.path, "[{i}]");
+                let converted = convert(item, cx);
+                cx.path.truncate(outer);
+                done.push(converted?);
+            }
+            Ok(done)
+        })
+    }
+
+    /// An error about the message that is being converted.
+    pub(super) fn error(&self, message: impl Into<String>) -> ConfigError {
+        ConfigError::new(self.path.clone(), message)
+    }
+
+    /// An error about one of its fields.
+    pub(super) fn error_at(&self, field: &str, message: impl Into<String>) -> ConfigError {
+        ConfigError::new(self.join(field), message)
+    }
+
+    /// Says that `field` has no effect. `meaning`: what a person loses by that.
+    pub(super) fn warn(&mut self, field: &str, meaning: impl Into<String>) {
+        let (path, meaning) = (self.join(field), meaning.into());
+        if self.reject_unsupported && self.refused.is_none() {
+            self.refused = Some(ConfigError::new(path.clone(), format!("is set and has no effect here: {meaning}")));
+        }
+        self.notices.warnings.push((path, meaning));
+    }
+
+    /// [`warn`](Self::warn) if the field is set, that is, differs from its default.
+    pub(super) fn no_effect<T: Default + PartialEq>(&mut self, field: &str, value: &T, meaning: &str) {
+        if *value != T::default() {
+            self.warn(field, meaning);
+        }
+    }
+
+    /// [`no_effect`](Self::no_effect) for wrapped booleans, where `false` is as good as absent.
+    pub(super) fn no_effect_flag(&mut self, field: &str, value: &Option<google::BoolValue>, meaning: &str) {
+        if value.is_some_and(|v| v.value) {
+            self.warn(field, meaning);
+        }
+    }
+
+    /// Refuses the resource if the field is set: acting otherwise than it says would be worse than not acting.
+    pub(super) fn refuse<T: Default + PartialEq>(&self, field: &str, value: &T, why: &str) -> Result<()> {
+        if *value == T::default() { Ok(()) } else { Err(self.error_at(field, format!("is not supported: {why}"))) }
+    }
+
+    /// [`refuse`](Self::refuse) for wrapped booleans, where `false` is as good as absent.
+    pub(super) fn refuse_flag(&self, field: &str, value: &Option<google::BoolValue>, why: &str) -> Result<()> {
+        self.refuse(field, &value.is_some_and(|v| v.value), why)
+    }
+
+    /// A field that must be there.
+    pub(super) fn required<T>(&self, field: &str, value: Option<T>) -> Result<T> {
+        value.ok_or_else(|| self.error_at(field, "is missing, expected a value"))
+    }
+
+    /// A string that must not be empty.
+    pub(super) fn non_empty(&self, field: &str, value: String) -> Result<String> {
+        if value.is_empty() { Err(self.error_at(field, "found an empty string, expected a name")) } else { Ok(value) }
+    }
+
+    /// A number of an enum as its value.
+    pub(super) fn enumeration<E: TryFrom<i32>>(&self, field: &str, value: i32) -> Result<E> {
+        E::try_from(value)
+            .map_err(|_| self.error_at(field, format!("found {value}, expected a number that the enum defines")))
+    }
+
+    /// A duration, which must not be negative.
+    pub(super) fn duration(&self, field: &str, value: Option<google::Duration>) -> Result<Option<Duration>> {
+        let Some(google::Duration { seconds, nanos }) = value else { return Ok(None) };
+        let seconds_ok = (0..=MAX_DURATION_SECONDS).contains(&seconds);
+        match (u64::try_from(seconds), u32::try_from(nanos)) {
+            (Ok(seconds), Ok(nanos)) if seconds_ok && nanos < 1_000_000_000 => Ok(Some(Duration::new(seconds, nanos))),
+            _ => Err(self.error_at(field, format!("found {seconds} s and {nanos} ns, expected 0 to 10,000 years"))),
+        }
+    }
+
+    /// A duration of which zero means "never": absent gives `default`, zero `None`.
+    pub(super) fn timeout(
+        &self,
+        field: &str,
+        value: Option<google::Duration>,
+        default: Option<Duration>,
+    ) -> Result<Option<Duration>> {
+        match self.duration(field, value)? {
+            None => Ok(default),
+            Some(Duration::ZERO) => Ok(None),
+            Some(set) => Ok(Some(set)),
+        }
+    }
+
+    /// A duration that must be more than zero when set.
+    pub(super) fn positive(&self, field: &str, value: Option<google::Duration>) -> Result<Option<Duration>> {
+        match self.duration(field, value)? {
+            Some(Duration::ZERO) => Err(self.error_at(field, "found 0s, expected more than 0s")),
+            other => Ok(other),
+        }
+    }
+
+    /// A port number.
+    pub(super) fn port(&self, field: &str, value: u32) -> Result<u16> {
+        u16::try_from(value).map_err(|_| self.error_at(field, format!("found {value}, expected a port, 0 to 65535")))
+    }
+
+    /// Whether a runtime feature of Envoy's is on.
+    pub(super) fn runtime_flag(&self, key: &str, default: bool) -> bool {
+        match self.runtime.get(key) {
+            Some(serde_json::Value::Bool(on)) => *on,
+            Some(serde_json::Value::String(text)) => match text.as_str() {
+                "true" => true,
+                "false" => false,
+                _ => default,
+            },
+            _ => default,
+        }
+    }
+
+    /// A number that runtime may override.
+    pub(super) fn runtime_number(&self, key: &str, default: f64) -> f64 {
+        match self.runtime.get(key) {
+            Some(serde_json::Value::Number(n)) => n.as_f64().unwrap_or(default),
+            Some(serde_json::Value::String(text)) => text.parse().unwrap_or(default),
+            _ => default,
+        }
+    }
+
+    /// Where a file name of the configuration points.
+    pub(super) fn resolve(&self, file: &str) -> PathBuf {
+        if self.base_dir.as_os_str().is_empty() { PathBuf::from(file) } else { self.base_dir.join(Path::new(file)) }
+    }
+
+    /// Ends the conversion of one resource: what `reject_unsupported` refused comes out here.
+    pub(super) fn finish<T>(&mut self, converted: Result<T>) -> Result<T> {
+        let refused = self.refused.take();
+        let value = converted?;
+        refused.map_or(Ok(value), Err)
+    }
+
+    fn join(&self, field: &str) -> String {
+        match (self.path.is_empty(), field.is_empty()) {
+            (true, _) => field.to_owned(),
+            (false, true) => self.path.clone(),
+            (false, false) if field.starts_with('[') => format!("{}{field}", self.path),
+            (false, false) => format!("{}.{field}", self.path),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_and_notices_carry_the_whole_path() {
+        let mut cx = Context::default();
+        let outcome: Result<Vec<()>> = cx.at("filter_chains", |cx| {
+            cx.each("[0]", [()], |(), cx| {
+                cx.no_effect("metadata", &1u32, "nobody reads it");
+                cx.no_effect("quiet", &0u32, "nobody reads it");
+                Err(cx.error_at("name", "boom"))
+            })
+        });
+        assert_eq!(outcome.unwrap_err().to_string(), "filter_chains[0][0].name: boom");
+        assert_eq!(cx.notices.warnings, [("filter_chains[0][0].metadata".to_owned(), "nobody reads it".to_owned())]);
+        assert_eq!(cx.error("here").path, "");
+    }
+
+    #[test]
+    fn durations_are_bounded() {
+        let cx = Context::default();
+        let d = |seconds, nanos| Some(google::Duration { seconds, nanos });
+        assert_eq!(cx.duration("t", d(1, 500_000_000)).unwrap(), Some(Duration::from_millis(1500)));
+        assert_eq!(
+            cx.duration("t", d(-1, 0)).unwrap_err().to_string(),
+            "t: found -1 s and 0 ns, expected 0 to 10,000 years"
+        );
+        assert!(cx.duration("t", d(0, 2_000_000_000)).is_err());
+        assert_eq!(cx.timeout("t", d(0, 0), Some(Duration::from_secs(15))).unwrap(), None);
+        assert_eq!(cx.timeout("t", None, Some(Duration::from_secs(15))).unwrap(), Some(Duration::from_secs(15)));
+        assert_eq!(cx.positive("t", d(0, 0)).unwrap_err().to_string(), "t: found 0s, expected more than 0s");
+    }
+
+    #[test]
+    fn strictness_turns_a_notice_into_an_error() {
+        let mut cx = Context { reject_unsupported: true, ..Context::default() };
+        cx.no_effect("tracing", &true, "no spans");
+        assert_eq!(cx.finish(Ok(())).unwrap_err().to_string(), "tracing: is set and has no effect here: no spans");
+        assert!(cx.finish(Ok(())).is_ok());
+    }
+}

@@ -1,0 +1,271 @@
+//! Filter chains: what they match, their transport socket, their network filters.
+
+use super::access_log::access_logs;
+use super::address::cidr;
+use super::any;
+use super::context::{Context, Result};
+use super::hash::filter_chain_hash;
+use super::hcm::connection_manager;
+use super::model::{
+    DownstreamTransport, FilterChainConfig, FilterChainMatch, NetworkFilterConfig, SourceType, TcpProxyConfig,
+};
+use super::pb::{core, extensions, google, listener, tcp_proxy, types};
+use super::tls;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Idle time after which a proxied TCP connection is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// Filters that only measure or learn: without them the bytes are the same. Type names.
+const TELEMETRY: [&str; 5] = [
+    "envoy.tcp.metadataexchange.config.MetadataExchange",
+    "stats.PluginConfig",
+    "envoy.extensions.network_filters.peer_metadata.Config",
+    "envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy",
+    "envoy.extensions.filters.network.mysql_proxy.v3.MySQLProxy",
+];
+
+pub(super) fn filter_chain(message: listener::FilterChain, cx: &mut Context) -> Result<FilterChainConfig> {
+    let hash = filter_chain_hash(&message);
+    let listener::FilterChain {
+        filter_chain_match,
+        filters,
+        use_proxy_proto,
+        // Metadata does nothing by itself; what would read it is refused or warned about by name.
+        metadata: _,
+        transport_socket,
+        transport_socket_connect_timeout,
+        name,
+    } = message;
+    cx.refuse_flag("use_proxy_proto", &use_proxy_proto, "the PROXY protocol is not read")?;
+    let count = filters.len();
+    let mut at = 0;
+    let filters = cx.each("filters", filters, |filter, cx| {
+        at += 1;
+        let filter = network_filter(filter, cx)?;
+        match filter {
+            Some(_) if at < count => Err(cx.error("is a terminal filter, expected it to be the last of the chain")),
+            None if at == count => {
+                Err(cx.error("is not a terminal filter, expected http_connection_manager or tcp_proxy last"))
+            }
+            other => Ok(other),
+        }
+    })?;
+    Ok(FilterChainConfig {
+        name: name.into(),
+        matcher: cx.at("filter_chain_match", |cx| chain_match(filter_chain_match.unwrap_or_default(), cx))?,
+        transport: downstream_transport(transport_socket, cx)?,
+        transport_connect_timeout: cx.timeout(
+            "transport_socket_connect_timeout",
+            transport_socket_connect_timeout,
+            None,
+        )?,
+        filters: filters.into_iter().flatten().collect(),
+        hash,
+    })
+}
+
+fn chain_match(message: listener::FilterChainMatch, cx: &mut Context) -> Result<FilterChainMatch> {
+    use listener::filter_chain_match::ConnectionSourceType as Source;
+    let listener::FilterChainMatch {
+        destination_port,
+        prefix_ranges,
+        address_suffix,
+        suffix_len,
+        direct_source_prefix_ranges,
+        source_type,
+        source_prefix_ranges,
+        source_ports,
+        server_names,
+        transport_protocol,
+        application_protocols,
+    } = message;
+    cx.refuse("address_suffix", &address_suffix, "neither does Envoy match by suffix")?;
+    cx.refuse("suffix_len", &suffix_len, "neither does Envoy match by suffix")?;
+    Ok(FilterChainMatch {
+        destination_port: destination_port.map(|port| nonzero_port("destination_port", port.value, cx)).transpose()?,
+        prefix_ranges: cx.each("prefix_ranges", prefix_ranges, cidr)?,
+        server_names: cx.each("server_names", server_names, server_name)?,
+        transport_protocol: transport_protocol.into(),
+        application_protocols: application_protocols.into_iter().map(Into::into).collect(),
+        direct_source_prefix_ranges: cx.each("direct_source_prefix_ranges", direct_source_prefix_ranges, cidr)?,
+        source_type: match cx.enumeration("source_type", source_type)? {
+            Source::Any => SourceType::Any,
+            Source::SameIpOrLoopback => SourceType::SameIpOrLoopback,
+            Source::External => SourceType::External,
+        },
+        source_prefix_ranges: cx.each("source_prefix_ranges", source_prefix_ranges, cidr)?,
+        source_ports: cx.each("source_ports", source_ports, |port, cx| nonzero_port("", port, cx))?,
+    })
+}
+
+fn nonzero_port(field: &str, value: u32, cx: &Context) -> Result<u16> {
+    match cx.port(field, value)? {
+        0 => Err(cx.error_at(field, "found 0, expected a port, 1 to 65535")),
+        port => Ok(port),
+    }
+}
+
+fn server_name(name: String, cx: &mut Context) -> Result<Box<str>> {
+    let name = name.to_ascii_lowercase();
+    let labels = name.strip_prefix("*.").unwrap_or(&name);
+    if labels.contains('*') {
+        return Err(cx.error(format!("found {name:?}: partial wildcards are not supported in \"server_names\"")));
+    }
+    Ok(name.into())
+}
+
+fn downstream_transport(message: Option<core::TransportSocket>, cx: &mut Context) -> Result<DownstreamTransport> {
+    let Some(core::TransportSocket { name, config_type }) = message else { return Ok(DownstreamTransport::Raw) };
+    cx.at("transport_socket", |cx| {
+        let core::transport_socket::ConfigType::TypedConfig(config) = cx.required("typed_config", config_type)?;
+        cx.at("typed_config", |cx| match any::inner_type(&config, cx)?.as_str() {
+            "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => {
+                let extensions::transport_sockets::raw_buffer::v3::RawBuffer {} = any::unpack(config, cx)?;
+                Ok(DownstreamTransport::Raw)
+            }
+            "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext" => {
+                let message = any::unpack(config, cx)?;
+                Ok(DownstreamTransport::Tls(Arc::new(tls::downstream(message, cx)?)))
+            }
+            kind => Err(cx.error(format!("found transport socket {name} ({kind}), expected raw_buffer or tls"))),
+        })
+    })
+}
+
+/// A terminal filter; `None` for one that is passed over with a warning.
+fn network_filter(message: listener::Filter, cx: &mut Context) -> Result<Option<NetworkFilterConfig>> {
+    use listener::filter::ConfigType;
+    let listener::Filter { name, config_type } = message;
+    let config: google::Any = match cx.required("typed_config", config_type)? {
+        ConfigType::TypedConfig(config) => config,
+        ConfigType::ConfigDiscovery(_) => {
+            return Err(cx.error_at("config_discovery", "is not supported: filters are configured in place"));
+        }
+    };
+    cx.at("typed_config", |cx| match any::inner_type(&config, cx)?.as_str() {
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
+            let message = any::unpack(config, cx)?;
+            let manager = connection_manager(message, cx)?;
+            Ok(Some(NetworkFilterConfig::HttpConnectionManager(Arc::new(manager))))
+        }
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
+            let message = any::unpack(config, cx)?;
+            Ok(Some(NetworkFilterConfig::TcpProxy(Arc::new(tcp(message, cx)?))))
+        }
+        kind if TELEMETRY.contains(&kind) => {
+            cx.warn("", format!("network filter {name} ({kind}) does not exist here; connections pass it by"));
+            Ok(None)
+        }
+        kind => {
+            Err(cx
+                .error(format!("found network filter {name} ({kind}), expected http_connection_manager or tcp_proxy")))
+        }
+    })
+}
+
+fn tcp(message: tcp_proxy::TcpProxy, cx: &mut Context) -> Result<TcpProxyConfig> {
+    use tcp_proxy::tcp_proxy::ClusterSpecifier;
+    let tcp_proxy::TcpProxy {
+        stat_prefix,
+        on_demand,
+        metadata_match,
+        idle_timeout,
+        downstream_idle_timeout,
+        upstream_idle_timeout,
+        access_log,
+        max_connect_attempts,
+        backoff_options,
+        hash_policy,
+        tunneling_config,
+        max_downstream_connection_duration,
+        max_downstream_connection_duration_jitter_percentage,
+        access_log_flush_interval,
+        flush_access_log_on_connected,
+        access_log_options,
+        proxy_protocol_tlvs,
+        proxy_protocol_tlv_merge_policy,
+        upstream_connect_mode,
+        max_early_data_bytes,
+        check_drain_close,
+        cluster_specifier,
+    } = message;
+    const ONCE: &str = "a connection is logged once, when it ends";
+    cx.refuse("tunneling_config", &tunneling_config, "connections are not tunnelled through HTTP")?;
+    cx.no_effect("on_demand", &on_demand, "clusters are not fetched on demand");
+    cx.no_effect("metadata_match", &metadata_match, "clusters have no subsets");
+    cx.no_effect("downstream_idle_timeout", &downstream_idle_timeout, "idle_timeout holds for both sides");
+    cx.no_effect("upstream_idle_timeout", &upstream_idle_timeout, "idle_timeout holds for both sides");
+    cx.no_effect("backoff_options", &backoff_options, "the next attempt is made at once");
+    cx.no_effect(
+        "max_downstream_connection_duration_jitter_percentage",
+        &max_downstream_connection_duration_jitter_percentage,
+        "durations have no jitter",
+    );
+    cx.no_effect("access_log_flush_interval", &access_log_flush_interval, ONCE);
+    cx.no_effect("flush_access_log_on_connected", &flush_access_log_on_connected, ONCE);
+    cx.no_effect("access_log_options", &access_log_options, ONCE);
+    cx.no_effect("proxy_protocol_tlvs", &proxy_protocol_tlvs, "the PROXY protocol is not written");
+    cx.no_effect(
+        "proxy_protocol_tlv_merge_policy",
+        &proxy_protocol_tlv_merge_policy,
+        "the PROXY protocol is not written",
+    );
+    cx.no_effect("upstream_connect_mode", &upstream_connect_mode, "the endpoint is connected at once");
+    cx.no_effect("max_early_data_bytes", &max_early_data_bytes, "the endpoint is connected at once");
+    cx.no_effect_flag("check_drain_close", &check_drain_close, "connections end by themselves while draining");
+
+    let stat_prefix = cx.non_empty("stat_prefix", stat_prefix)?.into();
+    let clusters = match cx.required("cluster", cluster_specifier)? {
+        ClusterSpecifier::Cluster(name) => vec![(cx.non_empty("cluster", name)?.into(), 1)],
+        ClusterSpecifier::WeightedClusters(clusters) => {
+            cx.at("weighted_clusters", |cx| weighted_clusters(clusters, cx))?
+        }
+    };
+    let max_connect_attempts = max_connect_attempts.map_or(1, |v| v.value);
+    if max_connect_attempts == 0 {
+        return Err(cx.error_at("max_connect_attempts", "found 0, expected at least 1"));
+    }
+    let hashes = cx.each("hash_policy", hash_policy, |policy, cx| {
+        use types::hash_policy::{PolicySpecifier, SourceIp};
+        let types::HashPolicy { policy_specifier } = policy;
+        match cx.required("policy_specifier", policy_specifier)? {
+            PolicySpecifier::SourceIp(SourceIp {}) => Ok(true),
+            PolicySpecifier::FilterState(_) => {
+                cx.warn("filter_state", "no filter sets state to hash");
+                Ok(false)
+            }
+        }
+    })?;
+    Ok(TcpProxyConfig {
+        stat_prefix,
+        clusters,
+        idle_timeout: cx.timeout("idle_timeout", idle_timeout, Some(IDLE_TIMEOUT))?,
+        max_downstream_connection_duration: cx.timeout(
+            "max_downstream_connection_duration",
+            max_downstream_connection_duration,
+            None,
+        )?,
+        max_connect_attempts,
+        access_log: access_logs(access_log, "access_log", cx)?,
+        hash_source_ip: hashes.contains(&true),
+    })
+}
+
+fn weighted_clusters(message: tcp_proxy::tcp_proxy::WeightedCluster, cx: &mut Context) -> Result<Vec<(Arc<str>, u32)>> {
+    use tcp_proxy::tcp_proxy::{WeightedCluster, weighted_cluster::ClusterWeight};
+    let WeightedCluster { clusters } = message;
+    let clusters = cx.each("clusters", clusters, |cluster, cx| {
+        let ClusterWeight { name, weight, metadata_match } = cluster;
+        cx.no_effect("metadata_match", &metadata_match, "clusters have no subsets");
+        if weight == 0 {
+            return Err(cx.error_at("weight", "found 0, expected at least 1"));
+        }
+        Ok((Arc::from(cx.non_empty("name", name)?), weight))
+    })?;
+    if clusters.is_empty() {
+        return Err(cx.error_at("clusters", "found none, expected at least one"));
+    }
+    Ok(clusters)
+}

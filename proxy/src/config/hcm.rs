@@ -1,0 +1,323 @@
+//! The HTTP connection manager.
+
+use super::access_log::access_logs;
+use super::address::cidr;
+use super::any;
+use super::context::{Context, Result};
+use super::headers::header_value;
+use super::http_filters::http_filters;
+use super::http_options::{common, http1, http2};
+use super::model::{
+    ClientCertDetails, CodecType, EscapedSlashes, ForwardClientCert, HcmConfig, RouteSource, ServerHeader, StripPort,
+};
+use super::pb::{extensions, google, hcm};
+use super::route::route_configuration;
+use super::source::config_source;
+use ::http::HeaderValue;
+use ipnet::IpNet;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Envoy's defaults (`HttpConnectionManager` in the API reference).
+const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+const DELAYED_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_REQUEST_HEADERS_KB: u32 = 60;
+/// Upper bound of `max_request_headers_kb`.
+const MAX_REQUEST_HEADERS_KB_LIMIT: u32 = 8192;
+
+pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut Context) -> Result<HcmConfig> {
+    use hcm::http_connection_manager as parts;
+    let hcm::HttpConnectionManager {
+        codec_type,
+        stat_prefix,
+        http_filters: filters,
+        add_user_agent,
+        tracing,
+        common_http_protocol_options,
+        http1_safe_max_connection_duration,
+        http_protocol_options,
+        http2_protocol_options,
+        http3_protocol_options,
+        server_name,
+        server_header_transformation,
+        scheme_header_transformation,
+        max_request_headers_kb,
+        stream_idle_timeout,
+        stream_flush_timeout,
+        request_timeout,
+        request_headers_timeout,
+        drain_timeout,
+        drain_timeout_jitter,
+        delayed_close_timeout,
+        access_log,
+        access_log_flush_interval,
+        flush_access_log_on_new_request,
+        access_log_options,
+        use_remote_address,
+        xff_num_trusted_hops,
+        original_ip_detection_extensions,
+        early_header_mutation_extensions,
+        internal_address_config,
+        skip_xff_append,
+        via,
+        generate_request_id,
+        preserve_external_request_id,
+        always_set_request_id_in_response,
+        forward_client_cert_details,
+        set_current_client_cert_details,
+        forward_client_cert_matcher,
+        proxy_100_continue,
+        represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
+        upgrade_configs,
+        normalize_path,
+        merge_slashes,
+        path_with_escaped_slashes_action,
+        request_id_extension: request_id,
+        local_reply_config,
+        strip_matching_host_port,
+        stream_error_on_invalid_http_message,
+        path_normalization_options,
+        strip_trailing_host_dot,
+        proxy_status_config,
+        typed_header_validation_config,
+        append_x_forwarded_port,
+        append_local_overload,
+        add_proxy_protocol_connection_state,
+        forward_proto_config,
+        route_specifier,
+        strip_port_mode,
+    } = message;
+    const LOGGED_ONCE: &str = "a request is logged once, when it ends";
+    cx.refuse(
+        "original_ip_detection_extensions",
+        &original_ip_detection_extensions,
+        "the client's address is that of the connection or of x-forwarded-for",
+    )?;
+    cx.refuse("early_header_mutation_extensions", &early_header_mutation_extensions, "headers would not be changed")?;
+    cx.refuse("forward_client_cert_matcher", &forward_client_cert_matcher, "one setting holds for all requests")?;
+    cx.refuse("path_normalization_options", &path_normalization_options, "use normalize_path and merge_slashes")?;
+    cx.refuse(
+        "typed_header_validation_config",
+        &typed_header_validation_config,
+        "headers are validated by built-in rules",
+    )?;
+    cx.refuse("forward_proto_config", &forward_proto_config, "x-forwarded-proto follows the connection")?;
+    cx.no_effect_flag("add_user_agent", &add_user_agent, "the user-agent header is left as it is");
+    cx.no_effect("tracing", &tracing, "there is no tracing yet");
+    cx.no_effect(
+        "http1_safe_max_connection_duration",
+        &http1_safe_max_connection_duration,
+        "an HTTP/1 connection ends between two requests anyway",
+    );
+    cx.no_effect("http3_protocol_options", &http3_protocol_options, "there is no HTTP/3");
+    cx.no_effect("scheme_header_transformation", &scheme_header_transformation, "the scheme is left as it is");
+    cx.no_effect("stream_flush_timeout", &stream_flush_timeout, "stream_idle_timeout holds while flushing");
+    cx.no_effect("drain_timeout_jitter", &drain_timeout_jitter, "durations have no jitter");
+    cx.no_effect("access_log_flush_interval", &access_log_flush_interval, LOGGED_ONCE);
+    cx.no_effect("flush_access_log_on_new_request", &flush_access_log_on_new_request, LOGGED_ONCE);
+    cx.no_effect("access_log_options", &access_log_options, LOGGED_ONCE);
+    cx.no_effect(
+        "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
+        &represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
+        "IPv4 addresses are written as such",
+    );
+    cx.no_effect("local_reply_config", &local_reply_config, "our own replies have Envoy's default form");
+    cx.no_effect("proxy_status_config", &proxy_status_config, "there is no proxy-status header");
+    cx.no_effect("append_local_overload", &append_local_overload, "there is no overload manager");
+    cx.no_effect_flag(
+        "add_proxy_protocol_connection_state",
+        &add_proxy_protocol_connection_state,
+        "the PROXY protocol is not read",
+    );
+    if let Some(extension) = request_id {
+        cx.at("request_id_extension", |cx| request_id_extension(extension, cx))?;
+    }
+
+    let codec = match cx.enumeration("codec_type", codec_type)? {
+        parts::CodecType::Auto => CodecType::Auto,
+        parts::CodecType::Http1 => CodecType::Http1,
+        parts::CodecType::Http2 => CodecType::Http2,
+        parts::CodecType::Http3 => return Err(cx.error_at("codec_type", "found HTTP3, expected AUTO, HTTP1 or HTTP2")),
+    };
+    let common =
+        cx.at("common_http_protocol_options", |cx| common(common_http_protocol_options.unwrap_or_default(), cx))?;
+    let (http2, http2_stream_error) =
+        cx.at("http2_protocol_options", |cx| http2(http2_protocol_options.unwrap_or_default(), cx))?;
+    let router = http_filters(filters, cx)?;
+    Ok(HcmConfig {
+        stat_prefix: cx.non_empty("stat_prefix", stat_prefix)?.into(),
+        codec,
+        routes: routes(cx.required("route_config", route_specifier)?, cx)?,
+        http_filters: Vec::new(),
+        router,
+        access_log: access_logs(access_log, "access_log", cx)?,
+        server_name: match server_name.as_str() {
+            "" => HeaderValue::from_static("envoy"),
+            name => header_value(name, "server_name", cx)?,
+        },
+        server_header: match cx.enumeration("server_header_transformation", server_header_transformation)? {
+            parts::ServerHeaderTransformation::Overwrite => ServerHeader::Overwrite,
+            parts::ServerHeaderTransformation::AppendIfAbsent => ServerHeader::AppendIfAbsent,
+            parts::ServerHeaderTransformation::PassThrough => ServerHeader::PassThrough,
+        },
+        via: (!via.is_empty()).then(|| header_value(&via, "via", cx)).transpose()?,
+        use_remote_address: flag(use_remote_address, false),
+        xff_num_trusted_hops,
+        skip_xff_append,
+        append_x_forwarded_port,
+        internal_addresses: internal_addresses(internal_address_config, cx)?,
+        generate_request_id: flag(generate_request_id, true),
+        preserve_external_request_id,
+        always_set_request_id_in_response,
+        forward_client_cert: match cx.enumeration("forward_client_cert_details", forward_client_cert_details)? {
+            parts::ForwardClientCertDetails::Sanitize => ForwardClientCert::Sanitize,
+            parts::ForwardClientCertDetails::ForwardOnly => ForwardClientCert::ForwardOnly,
+            parts::ForwardClientCertDetails::AppendForward => ForwardClientCert::AppendForward,
+            parts::ForwardClientCertDetails::SanitizeSet => ForwardClientCert::SanitizeSet,
+            parts::ForwardClientCertDetails::AlwaysForwardOnly => ForwardClientCert::AlwaysForwardOnly,
+        },
+        set_client_cert: cx.at("set_current_client_cert_details", |cx| {
+            client_cert(set_current_client_cert_details.unwrap_or_default(), cx)
+        })?,
+        proxy_100_continue,
+        normalize_path: match normalize_path {
+            Some(set) => set.value,
+            None => cx.runtime_flag("http_connection_manager.normalize_path", false),
+        },
+        merge_slashes,
+        escaped_slashes: match cx.enumeration("path_with_escaped_slashes_action", path_with_escaped_slashes_action)? {
+            parts::PathWithEscapedSlashesAction::ImplementationSpecificDefault
+            | parts::PathWithEscapedSlashesAction::KeepUnchanged => EscapedSlashes::Keep,
+            parts::PathWithEscapedSlashesAction::RejectRequest => EscapedSlashes::Reject,
+            parts::PathWithEscapedSlashesAction::UnescapeAndRedirect => EscapedSlashes::UnescapeAndRedirect,
+            parts::PathWithEscapedSlashesAction::UnescapeAndForward => EscapedSlashes::UnescapeAndForward,
+        },
+        reject_path_with_fragment: cx.runtime_flag("envoy.reloadable_features.http_reject_path_with_fragment", true),
+        strip_port: strip_port(strip_matching_host_port, strip_port_mode, cx)?,
+        strip_trailing_host_dot,
+        upgrades: cx.each("upgrade_configs", upgrade_configs, upgrade)?.into_iter().flatten().collect(),
+        idle_timeout: common.idle_timeout,
+        stream_idle_timeout: cx.timeout("stream_idle_timeout", stream_idle_timeout, Some(STREAM_IDLE_TIMEOUT))?,
+        request_timeout: cx.timeout("request_timeout", request_timeout, None)?,
+        request_headers_timeout: cx.timeout("request_headers_timeout", request_headers_timeout, None)?,
+        max_connection_duration: common.max_connection_duration,
+        max_stream_duration: common.max_stream_duration,
+        drain_timeout: cx.duration("drain_timeout", drain_timeout)?.unwrap_or(DRAIN_TIMEOUT),
+        delayed_close_timeout: cx.timeout(
+            "delayed_close_timeout",
+            delayed_close_timeout,
+            Some(DELAYED_CLOSE_TIMEOUT),
+        )?,
+        max_requests_per_connection: common.max_requests_per_connection.unwrap_or(0),
+        max_request_headers_bytes: max_headers_bytes(max_request_headers_kb, cx)?,
+        max_headers_count: common.max_headers_count,
+        headers_with_underscores: common.headers_with_underscores,
+        stream_error_on_invalid_http_message: http2_stream_error
+            .unwrap_or(flag(stream_error_on_invalid_http_message, false)),
+        http1: cx.at("http_protocol_options", |cx| http1(http_protocol_options.unwrap_or_default(), cx))?,
+        http2,
+    })
+}
+
+fn flag(value: Option<google::BoolValue>, default: bool) -> bool {
+    value.map_or(default, |v| v.value)
+}
+
+fn routes(message: hcm::http_connection_manager::RouteSpecifier, cx: &mut Context) -> Result<RouteSource> {
+    use hcm::http_connection_manager::RouteSpecifier;
+    match message {
+        RouteSpecifier::RouteConfig(config) => {
+            // Inline routes may only name clusters that exist, unless they say otherwise.
+            let config = cx.at("route_config", |cx| route_configuration(config, true, cx))?;
+            Ok(RouteSource::Inline(Arc::new(config)))
+        }
+        RouteSpecifier::Rds(hcm::Rds { config_source: source, route_config_name }) => cx.at("rds", |cx| {
+            let name = cx.non_empty("route_config_name", route_config_name)?.into();
+            let source = cx.required("config_source", source)?;
+            Ok(RouteSource::Rds { name, source: cx.at("config_source", |cx| config_source(source, cx))? })
+        }),
+        RouteSpecifier::ScopedRoutes(_) => {
+            Err(cx.error_at("scoped_routes", "is not supported: use rds or route_config"))
+        }
+    }
+}
+
+fn internal_addresses(
+    message: Option<hcm::http_connection_manager::InternalAddressConfig>,
+    cx: &mut Context,
+) -> Result<Vec<IpNet>> {
+    let Some(hcm::http_connection_manager::InternalAddressConfig { unix_sockets, cidr_ranges }) = message else {
+        return Ok(Vec::new());
+    };
+    cx.at("internal_address_config", |cx| {
+        cx.no_effect("unix_sockets", &unix_sockets, "clients on Unix sockets are external");
+        cx.each("cidr_ranges", cidr_ranges, cidr)
+    })
+}
+
+fn client_cert(
+    message: hcm::http_connection_manager::SetCurrentClientCertDetails,
+    cx: &mut Context,
+) -> Result<ClientCertDetails> {
+    use hcm::http_connection_manager::{ForwardClientCertFormat, SetCurrentClientCertDetails};
+    let SetCurrentClientCertDetails { subject, cert, chain, dns, uri, issuer, format } = message;
+    cx.no_effect("issuer", &issuer, "x-forwarded-client-cert has no issuer");
+    if cx.enumeration::<ForwardClientCertFormat>("format", format)? != ForwardClientCertFormat::Text {
+        return Err(cx.error_at("format", "found JSON, expected TEXT"));
+    }
+    Ok(ClientCertDetails { subject: flag(subject, false), cert, chain, dns, uri })
+}
+
+/// The lower-case type of an upgrade that is allowed.
+fn upgrade(message: hcm::http_connection_manager::UpgradeConfig, cx: &mut Context) -> Result<Option<Box<str>>> {
+    let hcm::http_connection_manager::UpgradeConfig { upgrade_type, filters, enabled } = message;
+    // A chain of its own has the router too; what else is in it is judged like everywhere.
+    http_filters(filters, cx)?;
+    let upgrade_type = cx.non_empty("upgrade_type", upgrade_type)?.to_ascii_lowercase();
+    Ok(flag(enabled, true).then(|| upgrade_type.into()))
+}
+
+fn strip_port(
+    matching: bool,
+    mode: Option<hcm::http_connection_manager::StripPortMode>,
+    cx: &Context,
+) -> Result<StripPort> {
+    use hcm::http_connection_manager::StripPortMode::StripAnyHostPort;
+    match (matching, matches!(mode, Some(StripAnyHostPort(true)))) {
+        (true, true) => Err(cx.error_at(
+            "strip_any_host_port",
+            "found both strip_matching_host_port and strip_any_host_port, expected one of them",
+        )),
+        (true, false) => Ok(StripPort::Matching),
+        (false, true) => Ok(StripPort::Any),
+        (false, false) => Ok(StripPort::No),
+    }
+}
+
+fn max_headers_bytes(kilobytes: Option<google::UInt32Value>, cx: &Context) -> Result<u32> {
+    match kilobytes.map_or(MAX_REQUEST_HEADERS_KB, |v| v.value) {
+        set @ 1..=MAX_REQUEST_HEADERS_KB_LIMIT => Ok(set * 1024),
+        other => {
+            let found = format!("found {other}, expected 1 to {MAX_REQUEST_HEADERS_KB_LIMIT}");
+            Err(cx.error_at("max_request_headers_kb", found))
+        }
+    }
+}
+
+fn request_id_extension(message: hcm::RequestIdExtension, cx: &mut Context) -> Result<()> {
+    use extensions::request_id::uuid::v3::UuidRequestIdConfig;
+    let hcm::RequestIdExtension { typed_config } = message;
+    let Some(config) = typed_config else { return Ok(()) };
+    cx.at("typed_config", |cx| {
+        let UuidRequestIdConfig { pack_trace_reason, use_request_id_for_trace_sampling } = any::unpack(config, cx)?;
+        // Both default to true.
+        if pack_trace_reason.is_some_and(|v| !v.value) {
+            cx.warn("pack_trace_reason", "there is no tracing yet");
+        }
+        if use_request_id_for_trace_sampling.is_some_and(|v| !v.value) {
+            cx.warn("use_request_id_for_trace_sampling", "there is no tracing yet");
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,243 @@
+//! Options of the HTTP codecs, which connection managers and clusters share.
+
+use super::any;
+use super::context::{Context, Result};
+use super::headers::header_value;
+use super::model::{HeaderCase, HeadersWithUnderscores, Http1Options, Http2Keepalive, Http2Options};
+use super::pb::{core, extensions};
+use std::time::Duration;
+
+/// Idle time after which a connection is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// RFC 9113 section 6.9.2: a flow-control window is at most 2^31-1. Envoy asks for at least the protocol's default.
+const WINDOWS: std::ops::RangeInclusive<u32> = 65_535..=0x7fff_ffff;
+
+/// `HttpProtocolOptions`: what holds for every version.
+pub(super) struct CommonOptions {
+    pub idle_timeout: Option<Duration>,
+    pub max_connection_duration: Option<Duration>,
+    pub max_stream_duration: Option<Duration>,
+    pub max_headers_count: u32,
+    pub headers_with_underscores: HeadersWithUnderscores,
+    pub max_requests_per_connection: Option<u32>,
+}
+
+pub(super) fn common(message: core::HttpProtocolOptions, cx: &mut Context) -> Result<CommonOptions> {
+    use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
+    let core::HttpProtocolOptions {
+        idle_timeout,
+        max_connection_duration,
+        max_connection_duration_jitter,
+        max_headers_count,
+        max_response_headers_kb,
+        max_stream_duration,
+        headers_with_underscores_action,
+        max_requests_per_connection,
+    } = message;
+    cx.no_effect("max_connection_duration_jitter", &max_connection_duration_jitter, "durations have no jitter");
+    cx.no_effect("max_response_headers_kb", &max_response_headers_kb, "the built-in bound of response headers holds");
+    let max_headers_count = max_headers_count.map_or(100, |v| v.value);
+    if max_headers_count == 0 {
+        return Err(cx.error_at("max_headers_count", "found 0, expected at least 1"));
+    }
+    Ok(CommonOptions {
+        idle_timeout: cx.timeout("idle_timeout", idle_timeout, Some(IDLE_TIMEOUT))?,
+        max_connection_duration: cx.timeout("max_connection_duration", max_connection_duration, None)?,
+        max_stream_duration: cx.timeout("max_stream_duration", max_stream_duration, None)?,
+        max_headers_count,
+        headers_with_underscores: match cx
+            .enumeration("headers_with_underscores_action", headers_with_underscores_action)?
+        {
+            Action::Allow => HeadersWithUnderscores::Allow,
+            Action::RejectRequest => HeadersWithUnderscores::RejectRequest,
+            Action::DropHeader => HeadersWithUnderscores::DropHeader,
+        },
+        max_requests_per_connection: max_requests_per_connection.map(|v| v.value),
+    })
+}
+
+pub(super) fn http1(message: core::Http1ProtocolOptions, cx: &mut Context) -> Result<Http1Options> {
+    let core::Http1ProtocolOptions {
+        allow_absolute_url,
+        accept_http_10,
+        default_host_for_http_10,
+        header_key_format,
+        enable_trailers,
+        allow_chunked_length,
+        override_stream_error_on_invalid_http_message,
+        send_fully_qualified_url,
+        use_balsa_parser,
+        allow_custom_methods,
+        ignore_http_11_upgrade,
+    } = message;
+    if allow_absolute_url.is_some_and(|v| !v.value) {
+        cx.warn("allow_absolute_url", "absolute request targets are accepted");
+    }
+    cx.no_effect_flag(
+        "override_stream_error_on_invalid_http_message",
+        &override_stream_error_on_invalid_http_message,
+        "a connection with an invalid HTTP/1 message is closed",
+    );
+    cx.no_effect("send_fully_qualified_url", &send_fully_qualified_url, "request targets are sent as paths");
+    if use_balsa_parser.is_some_and(|v| !v.value) {
+        cx.warn("use_balsa_parser", "there is one HTTP/1 parser");
+    }
+    cx.no_effect("allow_custom_methods", &allow_custom_methods, "what methods are accepted cannot be chosen");
+    cx.no_effect("ignore_http_11_upgrade", &ignore_http_11_upgrade, "upgrades are judged by upgrade_configs alone");
+    let default_host_for_http_10 = (!default_host_for_http_10.is_empty())
+        .then(|| header_value(&default_host_for_http_10, "default_host_for_http_10", cx))
+        .transpose()?;
+    Ok(Http1Options {
+        accept_http_10,
+        default_host_for_http_10,
+        enable_trailers,
+        allow_chunked_length,
+        header_case: cx.at("header_key_format", |cx| header_case(header_key_format.unwrap_or_default(), cx))?,
+    })
+}
+
+fn header_case(message: core::http1_protocol_options::HeaderKeyFormat, cx: &mut Context) -> Result<HeaderCase> {
+    use core::http1_protocol_options::header_key_format::{HeaderFormat, ProperCaseWords};
+    use extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
+    let core::http1_protocol_options::HeaderKeyFormat { header_format } = message;
+    match header_format {
+        None => Ok(HeaderCase::Lower),
+        Some(HeaderFormat::ProperCaseWords(ProperCaseWords {})) => Ok(HeaderCase::Proper),
+        Some(HeaderFormat::StatefulFormatter(extension)) => cx.at("stateful_formatter", |cx| {
+            let (_, config) = any::typed_config(extension, cx)?;
+            let PreserveCaseFormatterConfig { forward_reason_phrase, formatter_type_on_envoy_headers } =
+                any::unpack(config, cx)?;
+            cx.no_effect("forward_reason_phrase", &forward_reason_phrase, "reason phrases are written anew");
+            cx.no_effect(
+                "formatter_type_on_envoy_headers",
+                &formatter_type_on_envoy_headers,
+                "added headers are written in lower case",
+            );
+            Ok(HeaderCase::Preserve)
+        }),
+    }
+}
+
+/// The options, and whether an invalid message ends its stream alone, if they say.
+pub(super) fn http2(message: core::Http2ProtocolOptions, cx: &mut Context) -> Result<(Http2Options, Option<bool>)> {
+    let core::Http2ProtocolOptions {
+        hpack_table_size,
+        max_concurrent_streams,
+        initial_stream_window_size,
+        initial_connection_window_size,
+        allow_connect,
+        allow_metadata,
+        max_outbound_frames,
+        max_outbound_control_frames,
+        max_consecutive_inbound_frames_with_empty_payload,
+        max_inbound_priority_frames_per_stream,
+        max_inbound_window_update_frames_per_data_frame_sent,
+        stream_error_on_invalid_http_messaging,
+        override_stream_error_on_invalid_http_message,
+        custom_settings_parameters,
+        connection_keepalive,
+        use_oghttp2_codec,
+        max_metadata_size,
+        enable_huffman_encoding,
+        max_header_field_size_kb,
+        disallow_obs_text,
+        stream_reset_burst,
+        stream_reset_rate,
+    } = message;
+    const BUILT_IN: &str = "the built-in bound holds";
+    cx.no_effect("allow_metadata", &allow_metadata, "METADATA frames are ignored");
+    cx.no_effect("max_outbound_frames", &max_outbound_frames, BUILT_IN);
+    cx.no_effect("max_outbound_control_frames", &max_outbound_control_frames, BUILT_IN);
+    cx.no_effect(
+        "max_consecutive_inbound_frames_with_empty_payload",
+        &max_consecutive_inbound_frames_with_empty_payload,
+        BUILT_IN,
+    );
+    cx.no_effect("max_inbound_priority_frames_per_stream", &max_inbound_priority_frames_per_stream, BUILT_IN);
+    cx.no_effect(
+        "max_inbound_window_update_frames_per_data_frame_sent",
+        &max_inbound_window_update_frames_per_data_frame_sent,
+        BUILT_IN,
+    );
+    cx.no_effect("custom_settings_parameters", &custom_settings_parameters, "no other SETTINGS are sent");
+    cx.no_effect_flag("use_oghttp2_codec", &use_oghttp2_codec, "there is one HTTP/2 codec");
+    cx.no_effect("max_metadata_size", &max_metadata_size, "METADATA frames are ignored");
+    if enable_huffman_encoding.is_some_and(|v| !v.value) {
+        cx.warn("enable_huffman_encoding", "headers are Huffman-coded where that is shorter");
+    }
+    cx.no_effect("max_header_field_size_kb", &max_header_field_size_kb, "the bound of all headers holds for each");
+    cx.no_effect_flag("disallow_obs_text", &disallow_obs_text, "header values may have bytes above 127");
+    cx.no_effect("stream_reset_burst", &stream_reset_burst, BUILT_IN);
+    cx.no_effect("stream_reset_rate", &stream_reset_rate, BUILT_IN);
+    let stream_error = match override_stream_error_on_invalid_http_message {
+        Some(set) => Some(set.value),
+        None => stream_error_on_invalid_http_messaging.then_some(true),
+    };
+    let defaults = Http2Options::default();
+    let max_concurrent_streams = max_concurrent_streams.map_or(defaults.max_concurrent_streams, |v| v.value);
+    if !(1..=0x7fff_ffff).contains(&max_concurrent_streams) {
+        let found = format!("found {max_concurrent_streams}, expected 1 to 2147483647");
+        return Err(cx.error_at("max_concurrent_streams", found));
+    }
+    let window = |field, value: Option<u32>, default| match value.unwrap_or(default) {
+        set if WINDOWS.contains(&set) => Ok(set),
+        other => Err(cx.error_at(field, format!("found {other}, expected {} to {}", WINDOWS.start(), WINDOWS.end()))),
+    };
+    let options = Http2Options {
+        max_concurrent_streams,
+        initial_stream_window: window(
+            "initial_stream_window_size",
+            initial_stream_window_size.map(|v| v.value),
+            defaults.initial_stream_window,
+        )?,
+        initial_connection_window: window(
+            "initial_connection_window_size",
+            initial_connection_window_size.map(|v| v.value),
+            defaults.initial_connection_window,
+        )?,
+        hpack_table_size: hpack_table_size.map_or(defaults.hpack_table_size, |v| v.value),
+        allow_connect,
+        keepalive: connection_keepalive
+            .map(|message| cx.at("connection_keepalive", |cx| keepalive(message, cx)))
+            .transpose()?,
+    };
+    Ok((options, stream_error))
+}
+
+fn keepalive(message: core::KeepaliveSettings, cx: &mut Context) -> Result<Http2Keepalive> {
+    let core::KeepaliveSettings { interval, timeout, interval_jitter, connection_idle_interval } = message;
+    cx.no_effect("interval_jitter", &interval_jitter, "pings have no jitter");
+    cx.no_effect("connection_idle_interval", &connection_idle_interval, "idle connections are not pinged before reuse");
+    let timeout = cx.positive("timeout", timeout)?;
+    Ok(Http2Keepalive { interval: cx.positive("interval", interval)?, timeout: cx.required("timeout", timeout)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::pb::google;
+
+    #[test]
+    fn empty_messages_give_envoys_defaults_without_a_word() {
+        let mut cx = Context::default();
+        assert_eq!(http1(core::Http1ProtocolOptions::default(), &mut cx).unwrap(), Http1Options::default());
+        assert_eq!(http2(core::Http2ProtocolOptions::default(), &mut cx).unwrap(), (Http2Options::default(), None));
+        let common = common(core::HttpProtocolOptions::default(), &mut cx).unwrap();
+        assert_eq!((common.idle_timeout, common.max_headers_count), (Some(IDLE_TIMEOUT), 100));
+        assert!(cx.notices.warnings.is_empty());
+    }
+
+    #[test]
+    fn windows_have_bounds() {
+        let mut cx = Context::default();
+        let message = core::Http2ProtocolOptions {
+            initial_stream_window_size: Some(google::UInt32Value { value: 1000 }),
+            ..Default::default()
+        };
+        assert_eq!(
+            http2(message, &mut cx).unwrap_err().to_string(),
+            "initial_stream_window_size: found 1000, expected 65535 to 2147483647"
+        );
+    }
+}

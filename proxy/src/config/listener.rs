@@ -1,0 +1,277 @@
+//! `envoy.config.listener.v3.Listener` and its listener filters.
+
+use super::access_log::access_logs;
+use super::address::{Place, address, place};
+use super::any;
+use super::context::{Context, Result};
+use super::filter_chain::filter_chain;
+use super::hash::shell_hash;
+use super::model::{
+    Address, FilterChainConfig, ListenerConfig, ListenerFilterConfig, ListenerFilterPredicate, TrafficDirection,
+};
+use super::pb::{core, extensions, google, listener, types};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Envoy's defaults (`Listener` in the API reference).
+const BUFFER_LIMIT: u32 = 1 << 20;
+const LISTENER_FILTERS_TIMEOUT: Duration = Duration::from_secs(15);
+/// The kernel cuts it down to `net.core.somaxconn`.
+const BACKLOG: u32 = i32::MAX as u32;
+
+/// `filter_disabled` may nest; deeper than this is refused.
+const MAX_DEPTH: usize = 16;
+
+pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<ListenerConfig> {
+    use listener::listener::{DeprecatedV1, DrainType};
+    let shell_hash = shell_hash(&message);
+    let listener::Listener {
+        name,
+        address: listener_address,
+        additional_addresses,
+        stat_prefix,
+        stats_matcher,
+        filter_chains,
+        fcds_config,
+        filter_chain_matcher,
+        use_original_dst,
+        default_filter_chain,
+        per_connection_buffer_limit_bytes,
+        per_connection_buffer_high_watermark_timeout,
+        // Metadata does nothing by itself; what would read it is refused or warned about by name.
+        metadata: _,
+        deprecated_v1,
+        drain_type,
+        listener_filters,
+        listener_filters_timeout,
+        continue_on_listener_filters_timeout,
+        transparent,
+        freebind,
+        socket_options,
+        tcp_fast_open_queue_length,
+        traffic_direction,
+        udp_listener_config,
+        api_listener,
+        connection_balance_config,
+        // Deprecated: replaced by enable_reuse_port; Envoy does not read it either.
+        reuse_port: _,
+        enable_reuse_port,
+        access_log,
+        tcp_backlog_size,
+        max_connections_to_accept_per_socket_event,
+        bind_to_port,
+        enable_mptcp,
+        ignore_global_conn_limit,
+        bypass_overload_manager,
+        tcp_keepalive,
+        listener_specifier,
+    } = message;
+    cx.refuse("fcds_config", &fcds_config, "filter chains are part of the listener")?;
+    cx.refuse("filter_chain_matcher", &filter_chain_matcher, "chains are chosen by their filter_chain_match")?;
+    cx.refuse("udp_listener_config", &udp_listener_config, "there is no UDP")?;
+    cx.refuse("api_listener", &api_listener, "it is for Envoy Mobile")?;
+    cx.refuse("internal_listener", &listener_specifier, "there are no internal listeners")?;
+    cx.no_effect("stats_matcher", &stats_matcher, "the stats of the bootstrap's matcher are kept");
+    cx.no_effect(
+        "per_connection_buffer_high_watermark_timeout",
+        &per_connection_buffer_high_watermark_timeout,
+        "a full buffer has no time limit",
+    );
+    cx.no_effect("socket_options", &socket_options, "raw socket options are not set");
+    cx.no_effect("enable_mptcp", &enable_mptcp, "sockets speak plain TCP");
+    cx.no_effect("ignore_global_conn_limit", &ignore_global_conn_limit, "there is no global connection limit");
+    cx.no_effect("bypass_overload_manager", &bypass_overload_manager, "there is no overload manager");
+    cx.no_effect("tcp_keepalive", &tcp_keepalive, "accepted connections have the system's keep-alive");
+
+    let (address, ipv4_compat) = bound_address(listener_address, cx)?;
+    let bind_to_port = match (bind_to_port, deprecated_v1) {
+        (Some(set), _) => set.value,
+        (None, Some(DeprecatedV1 { bind_to_port: Some(set) })) => set.value,
+        (None, _) => true,
+    };
+    let filter_chains = cx.each("filter_chains", filter_chains, filter_chain)?;
+    let default_filter_chain =
+        default_filter_chain.map(|chain| cx.at("default_filter_chain", |cx| filter_chain(chain, cx))).transpose()?;
+    if filter_chains.is_empty() && default_filter_chain.is_none() {
+        return Err(cx.error_at("filter_chains", "no filter chains specified"));
+    }
+    distinct_matches(&filter_chains, cx)?;
+    Ok(ListenerConfig {
+        name: if name.is_empty() { address.to_string().into() } else { name.into() },
+        address,
+        additional_addresses: cx.each("additional_addresses", additional_addresses, additional_address)?,
+        stat_prefix: (!stat_prefix.is_empty()).then(|| stat_prefix.into()),
+        traffic_direction: match cx.enumeration("traffic_direction", traffic_direction)? {
+            core::TrafficDirection::Unspecified => TrafficDirection::Unspecified,
+            core::TrafficDirection::Inbound => TrafficDirection::Inbound,
+            core::TrafficDirection::Outbound => TrafficDirection::Outbound,
+        },
+        bind_to_port,
+        use_original_dst: flag(use_original_dst),
+        transparent: flag(transparent),
+        freebind: flag(freebind),
+        reuse_port: enable_reuse_port.is_none_or(|v| v.value),
+        ipv4_compat,
+        tcp_backlog: tcp_backlog_size.map_or(BACKLOG, |v| v.value),
+        max_accepts_per_event: max_connections_to_accept_per_socket_event.map_or(0, |v| v.value),
+        tcp_fast_open_queue_length: tcp_fast_open_queue_length.map(|v| v.value),
+        listener_filters: cx.each("listener_filters", listener_filters, listener_filter)?,
+        listener_filters_timeout: cx.timeout(
+            "listener_filters_timeout",
+            listener_filters_timeout,
+            Some(LISTENER_FILTERS_TIMEOUT),
+        )?,
+        continue_on_listener_filters_timeout,
+        filter_chains,
+        default_filter_chain,
+        per_connection_buffer_limit_bytes: per_connection_buffer_limit_bytes.map_or(BUFFER_LIMIT, |v| v.value),
+        access_log: access_logs(access_log, "access_log", cx)?,
+        drain_modify_only: cx.enumeration::<DrainType>("drain_type", drain_type)? == DrainType::ModifyOnly,
+        exact_balance: exact_balance(connection_balance_config, cx),
+        shell_hash,
+    })
+}
+
+fn flag(value: Option<google::BoolValue>) -> bool {
+    value.is_some_and(|v| v.value)
+}
+
+/// The address to bind, which is no name, and `ipv4_compat`, which only some IPv6 addresses can have.
+fn bound_address(message: Option<core::Address>, cx: &mut Context) -> Result<(Address, bool)> {
+    match place(message.clone(), "address", cx)? {
+        (Place::Address(bound), ipv4_compat) => {
+            let can = matches!(bound, Address::Socket(SocketAddr::V6(v6))
+                if v6.ip().is_unspecified() || v6.ip().to_ipv4_mapped().is_some());
+            if ipv4_compat && !can {
+                return Err(cx.error_at(
+                    "address",
+                    format!("Only IPv6 address '::' or valid IPv4-mapped IPv6 address can set ipv4_compat: {bound}"),
+                ));
+            }
+            Ok((bound, ipv4_compat))
+        }
+        (Place::Name(..), _) => address(message, "address", cx).map(|bound| (bound, false)),
+    }
+}
+
+fn additional_address(message: listener::AdditionalAddress, cx: &mut Context) -> Result<Address> {
+    let listener::AdditionalAddress { address: message, socket_options, tcp_keepalive } = message;
+    cx.no_effect("socket_options", &socket_options, "raw socket options are not set");
+    cx.no_effect("tcp_keepalive", &tcp_keepalive, "accepted connections have the system's keep-alive");
+    let bound = address(message, "address", cx)?;
+    match bound {
+        Address::Socket(_) => Ok(bound),
+        other @ Address::Pipe { .. } => {
+            Err(cx.error_at("address", format!("found {other}, expected an IP address and a port")))
+        }
+    }
+}
+
+fn exact_balance(message: Option<listener::listener::ConnectionBalanceConfig>, cx: &mut Context) -> bool {
+    use listener::listener::connection_balance_config::{BalanceType, ExactBalance};
+    match message.and_then(|message| message.balance_type) {
+        None => false,
+        Some(BalanceType::ExactBalance(ExactBalance {})) => true,
+        Some(BalanceType::ExtendBalance(_) | BalanceType::CpuLocalityBalance(_)) => {
+            cx.warn("connection_balance_config", "the kernel spreads connections over the workers");
+            false
+        }
+    }
+}
+
+/// Two chains with the same rules could never both be chosen.
+fn distinct_matches(chains: &[FilterChainConfig], cx: &Context) -> Result<()> {
+    for (i, chain) in chains.iter().enumerate() {
+        if let Some(twin) = chains[..i].iter().find(|earlier| earlier.matcher == chain.matcher) {
+            return Err(cx.error_at(
+                &format!("filter_chains[{i}]"),
+                format!("filter chain '{}' has the same matching rules defined as '{}'", chain.name, twin.name),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn listener_filter(message: listener::ListenerFilter, cx: &mut Context) -> Result<ListenerFilterConfig> {
+    use extensions::filters::listener::{http_inspector, original_dst, tls_inspector};
+    use listener::listener_filter::ConfigType;
+    let listener::ListenerFilter { name, filter_disabled, config_type } = message;
+    let config = match cx.required("typed_config", config_type)? {
+        ConfigType::TypedConfig(config) => config,
+        ConfigType::ConfigDiscovery(_) => {
+            return Err(cx.error_at("config_discovery", "is not supported: filters are configured in place"));
+        }
+    };
+    let disabled = match filter_disabled {
+        None => ListenerFilterPredicate::Never,
+        Some(message) => cx.at("filter_disabled", |cx| predicate(message, 0, cx))?,
+    };
+    let kind = cx.at("typed_config", |cx| any::inner_type(&config, cx))?;
+    cx.at("typed_config", |cx| match kind.as_str() {
+        "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => {
+            let original_dst::v3::OriginalDst {} = any::unpack(config, cx)?;
+            match disabled {
+                ListenerFilterPredicate::Never => Ok(ListenerFilterConfig::OriginalDst),
+                _ => Err(cx.error("found filter_disabled on original_dst, expected none: it is always run")),
+            }
+        }
+        "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => {
+            let http_inspector::v3::HttpInspector {} = any::unpack(config, cx)?;
+            Ok(ListenerFilterConfig::HttpInspector(disabled))
+        }
+        "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => {
+            let tls_inspector::v3::TlsInspector {
+                enable_ja3_fingerprinting,
+                enable_ja4_fingerprinting,
+                // The size of the first read: the outcome is the same with any.
+                initial_read_buffer_size: _,
+                close_connection_on_client_hello_parsing_errors,
+                max_client_hello_size,
+            } = any::unpack(config, cx)?;
+            cx.no_effect_flag("enable_ja3_fingerprinting", &enable_ja3_fingerprinting, "no fingerprint is made");
+            cx.no_effect_flag("enable_ja4_fingerprinting", &enable_ja4_fingerprinting, "no fingerprint is made");
+            cx.no_effect("max_client_hello_size", &max_client_hello_size, "the built-in bound holds");
+            cx.refuse(
+                "close_connection_on_client_hello_parsing_errors",
+                &close_connection_on_client_hello_parsing_errors,
+                "what is no client hello counts as plaintext",
+            )?;
+            Ok(ListenerFilterConfig::TlsInspector(disabled))
+        }
+        // Among them proxy_protocol and original_src, which change who the peer is.
+        kind => Err(cx.error(format!(
+            "found listener filter {name} ({kind}), expected original_dst, tls_inspector or http_inspector"
+        ))),
+    })
+}
+
+fn predicate(
+    message: listener::ListenerFilterChainMatchPredicate,
+    depth: usize,
+    cx: &mut Context,
+) -> Result<ListenerFilterPredicate> {
+    use listener::listener_filter_chain_match_predicate::{MatchSet, Rule};
+    if depth > MAX_DEPTH {
+        return Err(cx.error(format!("found predicates nested deeper than {MAX_DEPTH}, expected fewer levels")));
+    }
+    let listener::ListenerFilterChainMatchPredicate { rule } = message;
+    let all = |field: &str, rules, cx: &mut Context| cx.each(field, rules, |rule, cx| predicate(rule, depth + 1, cx));
+    Ok(match cx.required("rule", rule)? {
+        Rule::OrMatch(MatchSet { rules }) => ListenerFilterPredicate::Or(all("or_match.rules", rules, cx)?),
+        Rule::AndMatch(MatchSet { rules }) => ListenerFilterPredicate::And(all("and_match.rules", rules, cx)?),
+        Rule::NotMatch(inner) => {
+            ListenerFilterPredicate::Not(Box::new(cx.at("not_match", |cx| predicate(*inner, depth + 1, cx))?))
+        }
+        Rule::AnyMatch(true) => ListenerFilterPredicate::Always,
+        Rule::AnyMatch(false) => return Err(cx.error_at("any_match", "found false, expected true")),
+        Rule::DestinationPortRange(types::Int32Range { start, end }) => {
+            match (u16::try_from(start), u32::try_from(end)) {
+                (Ok(start), Ok(end)) if end <= 65_536 => ListenerFilterPredicate::DestinationPort { start, end },
+                _ => {
+                    let found = format!("found {start} to {end}, expected ports, the end exclusive");
+                    return Err(cx.error_at("destination_port_range", found));
+                }
+            }
+        }
+    })
+}

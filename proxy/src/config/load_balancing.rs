@@ -1,0 +1,133 @@
+//! How a cluster picks endpoints: `lb_policy` and its configurations, or the typed list that replaces them.
+
+use super::any;
+use super::context::{Context, Result};
+use super::model::LbPolicy;
+use super::pb::{cluster, core, extensions, google};
+use extensions::load_balancing_policies as policies;
+
+const PACKAGE: &str = "envoy.extensions.load_balancing_policies";
+
+/// Envoy's defaults of least request.
+const CHOICE_COUNT: u32 = 2;
+const ACTIVE_REQUEST_BIAS: f64 = 1.0;
+
+const NO_SLOW_START: &str = "new endpoints get their full share at once";
+const NO_LOCALITIES: &str = "localities have no weights and no preference of zone yet";
+
+/// What `lb_policy` and its oneof ask for.
+pub(super) fn by_enum(
+    policy: cluster::cluster::LbPolicy,
+    config: Option<cluster::cluster::LbConfig>,
+    cx: &mut Context,
+) -> Result<LbPolicy> {
+    use cluster::cluster::{LbConfig, LbPolicy as Policy, LeastRequestLbConfig, RoundRobinLbConfig};
+    match (policy, config) {
+        (Policy::RoundRobin, Some(LbConfig::RoundRobinLbConfig(RoundRobinLbConfig { slow_start_config }))) => {
+            cx.no_effect("round_robin_lb_config.slow_start_config", &slow_start_config, NO_SLOW_START);
+            Ok(LbPolicy::RoundRobin)
+        }
+        (Policy::LeastRequest, Some(LbConfig::LeastRequestLbConfig(config))) => {
+            cx.at("least_request_lb_config", |cx| {
+                let LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config } = config;
+                cx.no_effect("slow_start_config", &slow_start_config, NO_SLOW_START);
+                least_request(choice_count, active_request_bias, cx)
+            })
+        }
+        // A configuration of another policy than the one chosen: Envoy ignores it too.
+        (Policy::RoundRobin, _) => Ok(LbPolicy::RoundRobin),
+        (Policy::LeastRequest, _) => least_request(None, None, cx),
+        (Policy::Random, _) => Ok(LbPolicy::Random),
+        (Policy::ClusterProvided, _) => Ok(LbPolicy::ClusterProvided),
+        (Policy::RingHash | Policy::Maglev | Policy::LoadBalancingPolicyConfig, _) => {
+            let found = policy.as_str_name();
+            Err(cx.error_at(
+                "lb_policy",
+                format!("found {found}, expected ROUND_ROBIN, LEAST_REQUEST, RANDOM or CLUSTER_PROVIDED"),
+            ))
+        }
+    }
+}
+
+/// The first policy of the list that exists here.
+pub(super) fn by_list(message: cluster::LoadBalancingPolicy, cx: &mut Context) -> Result<LbPolicy> {
+    let cluster::LoadBalancingPolicy { policies } = message;
+    let mut unknown = Vec::new();
+    for (i, policy) in policies.into_iter().enumerate() {
+        let cluster::load_balancing_policy::Policy { typed_extension_config } = policy;
+        let found = cx.at(&format!("policies[{i}].typed_extension_config"), |cx| {
+            let extension = cx.required("", typed_extension_config)?;
+            let (_, config) = any::typed_config(extension, cx)?;
+            let kind = any::inner_type(&config, cx)?;
+            let policy = typed_policy(&kind, config, cx)?;
+            if policy.is_none() {
+                unknown.push(kind);
+            }
+            Ok(policy)
+        })?;
+        if let Some(policy) = found {
+            return Ok(policy);
+        }
+    }
+    Err(cx.error_at(
+        "policies",
+        format!("found only {unknown:?}, expected round_robin, least_request, random or cluster_provided among them"),
+    ))
+}
+
+fn typed_policy(kind: &str, config: google::Any, cx: &mut Context) -> Result<Option<LbPolicy>> {
+    let Some(name) = kind.strip_prefix(PACKAGE) else { return Ok(None) };
+    Ok(Some(match name {
+        ".round_robin.v3.RoundRobin" => {
+            let policies::round_robin::v3::RoundRobin { slow_start_config, locality_lb_config } =
+                any::unpack(config, cx)?;
+            cx.no_effect("slow_start_config", &slow_start_config, NO_SLOW_START);
+            cx.no_effect("locality_lb_config", &locality_lb_config, NO_LOCALITIES);
+            LbPolicy::RoundRobin
+        }
+        ".random.v3.Random" => {
+            let policies::random::v3::Random { locality_lb_config } = any::unpack(config, cx)?;
+            cx.no_effect("locality_lb_config", &locality_lb_config, NO_LOCALITIES);
+            LbPolicy::Random
+        }
+        ".cluster_provided.v3.ClusterProvided" => {
+            let policies::cluster_provided::v3::ClusterProvided {} = any::unpack(config, cx)?;
+            LbPolicy::ClusterProvided
+        }
+        ".least_request.v3.LeastRequest" => {
+            let policies::least_request::v3::LeastRequest {
+                choice_count,
+                active_request_bias,
+                slow_start_config,
+                locality_lb_config,
+                enable_full_scan,
+                selection_method,
+            } = any::unpack(config, cx)?;
+            cx.no_effect("slow_start_config", &slow_start_config, NO_SLOW_START);
+            cx.no_effect("locality_lb_config", &locality_lb_config, NO_LOCALITIES);
+            cx.no_effect_flag("enable_full_scan", &enable_full_scan, "choice_count endpoints are compared");
+            cx.no_effect("selection_method", &selection_method, "choice_count endpoints are compared");
+            least_request(choice_count, active_request_bias, cx)?
+        }
+        _ => return Ok(None),
+    }))
+}
+
+fn least_request(
+    choice_count: Option<google::UInt32Value>,
+    active_request_bias: Option<core::RuntimeDouble>,
+    cx: &Context,
+) -> Result<LbPolicy> {
+    let choice_count = choice_count.map_or(CHOICE_COUNT, |v| v.value);
+    if choice_count < 2 {
+        return Err(cx.error_at("choice_count", format!("found {choice_count}, expected at least 2")));
+    }
+    let active_request_bias = match active_request_bias {
+        None => ACTIVE_REQUEST_BIAS,
+        Some(core::RuntimeDouble { default_value, runtime_key }) => cx.runtime_number(&runtime_key, default_value),
+    };
+    if !(active_request_bias >= 0.0 && active_request_bias.is_finite()) {
+        return Err(cx.error_at("active_request_bias", format!("found {active_request_bias}, expected 0 or more")));
+    }
+    Ok(LbPolicy::LeastRequest { choice_count, active_request_bias })
+}

@@ -1,0 +1,148 @@
+//! `envoy.config.route.v3.RetryPolicy`.
+
+use super::any;
+use super::context::{Context, Result};
+use super::model::{RetryOn, RetryPolicy};
+use super::pb::{extensions, route};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Envoy's base of the exponential back-off, and how often it may grow.
+const BASE_INTERVAL: Duration = Duration::from_millis(25);
+const MAX_OVER_BASE: u32 = 10;
+
+pub(super) fn retry_policy(message: route::RetryPolicy, cx: &mut Context) -> Result<Arc<RetryPolicy>> {
+    let route::RetryPolicy {
+        retry_on,
+        num_retries,
+        per_try_timeout,
+        per_try_idle_timeout,
+        retry_priority,
+        retry_host_predicate,
+        retry_options_predicates,
+        host_selection_retry_max_attempts,
+        retriable_status_codes,
+        retry_back_off,
+        rate_limited_retry_back_off,
+        retriable_headers,
+        retriable_request_headers,
+        refresh_cluster_on_retry,
+    } = message;
+    cx.no_effect("per_try_idle_timeout", &per_try_idle_timeout, "per_try_timeout bounds an attempt");
+    cx.no_effect("retry_priority", &retry_priority, "retries use the same priorities");
+    cx.no_effect("retry_options_predicates", &retry_options_predicates, "retries use the same options");
+    cx.no_effect("rate_limited_retry_back_off", &rate_limited_retry_back_off, "retry_back_off is used");
+    cx.no_effect("retriable_headers", &retriable_headers, "response headers do not cause a retry");
+    cx.no_effect("retriable_request_headers", &retriable_request_headers, "all requests may be retried");
+    cx.no_effect("refresh_cluster_on_retry", &refresh_cluster_on_retry, "a retry goes to the same cluster");
+    let predicates = cx.each("retry_host_predicate", retry_host_predicate, host_predicate)?;
+    let (base_interval, max_interval) =
+        cx.at("retry_back_off", |cx| back_off(retry_back_off.unwrap_or_default(), cx))?;
+    let retriable_status_codes = cx.each("retriable_status_codes", retriable_status_codes, |code, cx| {
+        u16::try_from(code).map_err(|_| cx.error(format!("found {code}, expected a status code")))
+    })?;
+    Ok(Arc::new(RetryPolicy {
+        on: conditions(&retry_on, cx),
+        num_retries: num_retries.map_or(1, |v| v.value),
+        per_try_timeout: cx.timeout("per_try_timeout", per_try_timeout, None)?,
+        retriable_status_codes,
+        base_interval,
+        max_interval,
+        avoid_previous_hosts: predicates.contains(&true),
+        host_selection_max_attempts: u32::try_from(host_selection_retry_max_attempts.max(1)).unwrap_or(u32::MAX),
+    }))
+}
+
+/// Whether the predicate is `previous_hosts`, the one that exists.
+fn host_predicate(message: route::retry_policy::RetryHostPredicate, cx: &mut Context) -> Result<bool> {
+    use extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+    use route::retry_policy::{RetryHostPredicate, retry_host_predicate::ConfigType};
+    let RetryHostPredicate { name, config_type } = message;
+    let kind = match config_type {
+        // Older configurations give only the name.
+        None if name == "envoy.retry_host_predicates.previous_hosts" => return Ok(true),
+        None => name.clone(),
+        Some(ConfigType::TypedConfig(config)) => {
+            let kind = any::inner_type(&config, cx)?;
+            if kind == "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate" {
+                let PreviousHostsPredicate {} = any::unpack(config, cx)?;
+                return Ok(true);
+            }
+            kind
+        }
+    };
+    cx.warn("", format!("{name} ({kind}) does not exist here; retries may use any endpoint"));
+    Ok(false)
+}
+
+fn back_off(message: route::retry_policy::RetryBackOff, cx: &Context) -> Result<(Duration, Duration)> {
+    let route::retry_policy::RetryBackOff { base_interval, max_interval } = message;
+    // Envoy takes less than a millisecond for one.
+    let at_least = |interval: Duration| interval.max(Duration::from_millis(1));
+    let base = cx.positive("base_interval", base_interval)?.map_or(BASE_INTERVAL, at_least);
+    let max = cx.positive("max_interval", max_interval)?.map_or(base.saturating_mul(MAX_OVER_BASE), at_least);
+    if max < base {
+        return Err(cx.error_at("max_interval", format!("found {max:?}, expected at least base_interval, {base:?}")));
+    }
+    Ok((base, max))
+}
+
+/// The conditions of `retry_on`; Envoy ignores names that it does not know, we say which.
+fn conditions(retry_on: &str, cx: &mut Context) -> RetryOn {
+    let mut on = RetryOn::default();
+    for token in retry_on.split(',').map(str::trim).filter(|token| !token.is_empty()) {
+        match token {
+            "5xx" => on.server_error = true,
+            "gateway-error" => on.gateway_error = true,
+            "reset" => on.reset = true,
+            "reset-before-request" => on.reset_before_request = true,
+            "connect-failure" => on.connect_failure = true,
+            "retriable-4xx" => on.retriable_4xx = true,
+            "refused-stream" => on.refused_stream = true,
+            "retriable-status-codes" => on.retriable_status_codes = true,
+            "cancelled" => on.grpc_cancelled = true,
+            "deadline-exceeded" => on.grpc_deadline_exceeded = true,
+            "internal" => on.grpc_internal = true,
+            "resource-exhausted" => on.grpc_resource_exhausted = true,
+            "unavailable" => on.grpc_unavailable = true,
+            "envoy-ratelimited" | "retriable-headers" | "http3-post-connect-failure" => {
+                cx.warn("retry_on", format!("{token} does not cause a retry"));
+            }
+            unknown => cx.warn("retry_on", format!("{unknown} is no known condition")),
+        }
+    }
+    on
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::pb::google;
+
+    #[test]
+    fn istios_default_is_understood() {
+        let mut cx = Context::default();
+        let message = route::RetryPolicy {
+            retry_on: "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes".into(),
+            num_retries: Some(google::UInt32Value { value: 2 }),
+            host_selection_retry_max_attempts: 5,
+            ..Default::default()
+        };
+        let policy = retry_policy(message, &mut cx).unwrap();
+        assert!(policy.on.connect_failure && policy.on.refused_stream && policy.on.grpc_unavailable);
+        assert!(policy.on.grpc_cancelled && policy.on.retriable_status_codes && !policy.on.server_error);
+        assert_eq!((policy.num_retries, policy.host_selection_max_attempts), (2, 5));
+        assert_eq!((policy.base_interval.as_millis(), policy.max_interval.as_millis()), (25, 250));
+        assert!(cx.notices.warnings.is_empty());
+    }
+
+    #[test]
+    fn unknown_conditions_are_named() {
+        let mut cx = Context::default();
+        let message = route::RetryPolicy { retry_on: "foo,5xx".into(), ..Default::default() };
+        let policy = retry_policy(message, &mut cx).unwrap();
+        assert!(policy.on.server_error);
+        assert_eq!((policy.num_retries, policy.host_selection_max_attempts), (1, 1));
+        assert_eq!(cx.notices.warnings, [("retry_on".to_owned(), "foo is no known condition".to_owned())]);
+    }
+}

@@ -1,0 +1,191 @@
+//! `envoy.config.route.v3.RouteConfiguration`, its virtual hosts and its routes.
+
+use super::context::{Context, Result};
+use super::headers::{header_name, header_ops};
+use super::http_filters::{no_specifiers, old_cors, per_filter_config};
+use super::model::{RequireTls, Route, RouteConfig, VirtualHost};
+use super::pb::route;
+use super::retry::retry_policy;
+use super::route_action::{self, Limits};
+use super::route_match::route_match;
+use std::collections::HashSet;
+
+/// Bound of the body of a direct response where the configuration sets none.
+const MAX_DIRECT_RESPONSE: u32 = 4096;
+
+/// `inline`: the configuration is part of a connection manager, where unknown clusters are an error by default.
+pub(super) fn route_configuration(
+    message: route::RouteConfiguration,
+    inline: bool,
+    cx: &mut Context,
+) -> Result<RouteConfig> {
+    let route::RouteConfiguration {
+        name,
+        virtual_hosts,
+        vhds,
+        internal_only_headers,
+        response_headers_to_add,
+        response_headers_to_remove,
+        request_headers_to_add,
+        request_headers_to_remove,
+        most_specific_header_mutations_wins,
+        validate_clusters,
+        max_direct_response_body_size_bytes,
+        cluster_specifier_plugins,
+        request_mirror_policies,
+        ignore_port_in_host_matching,
+        vhost_header,
+        ignore_path_parameters_in_path_matching,
+        typed_per_filter_config,
+        // Metadata does nothing by itself; what would read it is refused or warned about by name.
+        metadata: _,
+        route_specifiers,
+    } = message;
+    cx.refuse("vhds", &vhds, "virtual hosts are part of the route configuration")?;
+    cx.refuse("vhost_header", &vhost_header, "virtual hosts are chosen by the request's host")?;
+    no_specifiers(&route_specifiers, "route_specifiers", cx)?;
+    cx.no_effect("cluster_specifier_plugins", &cluster_specifier_plugins, "a route that uses one is refused");
+    cx.no_effect("request_mirror_policies", &request_mirror_policies, "requests are not mirrored");
+    per_filter_config(typed_per_filter_config, cx)?;
+    let limits =
+        Limits { direct_response_bytes: max_direct_response_body_size_bytes.map_or(MAX_DIRECT_RESPONSE, |v| v.value) };
+    let virtual_hosts = cx.each("virtual_hosts", virtual_hosts, |host, cx| virtual_host(host, &limits, cx))?;
+    distinct(&virtual_hosts, &name, cx)?;
+    Ok(RouteConfig {
+        name: name.into(),
+        virtual_hosts,
+        request_headers: header_ops(request_headers_to_add, request_headers_to_remove, "request", cx)?,
+        response_headers: header_ops(response_headers_to_add, response_headers_to_remove, "response", cx)?,
+        internal_only_headers: cx
+            .each("internal_only_headers", internal_only_headers, |name, cx| header_name(&name, "", cx))?,
+        ignore_port_in_host_matching,
+        ignore_path_parameters_in_path_matching,
+        most_specific_header_mutations_wins,
+        validate_clusters: validate_clusters.map_or(inline, |v| v.value),
+    })
+}
+
+/// Names of virtual hosts and all their domains are unique.
+fn distinct(hosts: &[VirtualHost], route: &str, cx: &Context) -> Result<()> {
+    let mut names = HashSet::new();
+    let mut domains = HashSet::new();
+    for host in hosts {
+        if !names.insert(&host.name) {
+            return Err(cx.error_at(
+                "virtual_hosts",
+                format!("Only unique names for virtual hosts are permitted. Duplicate entry of {}", host.name),
+            ));
+        }
+        for domain in &host.domains {
+            if !domains.insert(domain) {
+                let message = match &**domain {
+                    "*" => format!("Only a single wildcard domain is permitted in route {route}"),
+                    other => format!(
+                        "Only unique values for domains are permitted. Duplicate entry of domain {other} in route {route}"
+                    ),
+                };
+                return Err(cx.error_at("virtual_hosts", message));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn virtual_host(message: route::VirtualHost, limits: &Limits, cx: &mut Context) -> Result<VirtualHost> {
+    use route::virtual_host::TlsRequirementType;
+    let route::VirtualHost {
+        name,
+        domains,
+        routes,
+        matcher,
+        require_tls,
+        virtual_clusters,
+        rate_limits,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        cors,
+        typed_per_filter_config,
+        include_request_attempt_count,
+        include_attempt_count_in_response,
+        retry_policy: retry,
+        retry_policy_typed_config,
+        hedge_policy,
+        include_is_timeout_retry_header,
+        per_request_buffer_limit_bytes,
+        request_body_buffer_limit,
+        request_mirror_policies,
+        // Metadata does nothing by itself; what would read it is refused or warned about by name.
+        metadata: _,
+        route_specifiers,
+    } = message;
+    cx.refuse("matcher", &matcher, "routes are chosen in order, by their matches")?;
+    no_specifiers(&route_specifiers, "route_specifiers", cx)?;
+    cx.no_effect("virtual_clusters", &virtual_clusters, "no stats are kept per virtual cluster");
+    cx.no_effect("rate_limits", &rate_limits, "there is no rate limit filter that would read them");
+    cx.no_effect("retry_policy_typed_config", &retry_policy_typed_config, "retry_policy is used");
+    cx.no_effect("hedge_policy", &hedge_policy, "a request is sent to one endpoint at a time");
+    cx.no_effect("include_is_timeout_retry_header", &include_is_timeout_retry_header, "no such header is added");
+    cx.no_effect("per_request_buffer_limit_bytes", &per_request_buffer_limit_bytes, route_action::BUFFERS);
+    cx.no_effect("request_body_buffer_limit", &request_body_buffer_limit, route_action::BUFFERS);
+    cx.no_effect("request_mirror_policies", &request_mirror_policies, "requests are not mirrored");
+    old_cors(&cors, cx);
+    per_filter_config(typed_per_filter_config, cx)?;
+    if domains.is_empty() {
+        return Err(cx.error_at("domains", "found none, expected at least one"));
+    }
+    Ok(VirtualHost {
+        name: cx.non_empty("name", name)?.into(),
+        domains: domains.into_iter().map(|domain| domain.to_ascii_lowercase().into()).collect(),
+        routes: cx.each("routes", routes, |route, cx| one_route(route, limits, cx))?,
+        request_headers: header_ops(request_headers_to_add, request_headers_to_remove, "request", cx)?,
+        response_headers: header_ops(response_headers_to_add, response_headers_to_remove, "response", cx)?,
+        require_tls: match cx.enumeration("require_tls", require_tls)? {
+            TlsRequirementType::None => RequireTls::None,
+            TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
+            TlsRequirementType::All => RequireTls::All,
+        },
+        include_request_attempt_count,
+        include_attempt_count_in_response,
+        retry_policy: retry.map(|message| cx.at("retry_policy", |cx| retry_policy(message, cx))).transpose()?,
+    })
+}
+
+fn one_route(message: route::Route, limits: &Limits, cx: &mut Context) -> Result<Route> {
+    let route::Route {
+        name,
+        r#match,
+        // Metadata does nothing by itself; what would read it is refused or warned about by name.
+        metadata: _,
+        decorator,
+        typed_per_filter_config,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        tracing,
+        per_request_buffer_limit_bytes,
+        stat_prefix,
+        request_body_buffer_limit,
+        route_specifiers,
+        action,
+    } = message;
+    no_specifiers(&route_specifiers, "route_specifiers", cx)?;
+    cx.no_effect("decorator", &decorator, "it names spans, and there is no tracing yet");
+    cx.no_effect("tracing", &tracing, "there is no tracing yet");
+    cx.no_effect("per_request_buffer_limit_bytes", &per_request_buffer_limit_bytes, route_action::BUFFERS);
+    cx.no_effect("request_body_buffer_limit", &request_body_buffer_limit, route_action::BUFFERS);
+    per_filter_config(typed_per_filter_config, cx)?;
+    let matcher = cx.required("match", r#match)?;
+    let matcher = cx.at("match", |cx| route_match(matcher, cx))?;
+    let action = route_action::action(cx.required("action", action)?, &matcher, limits, cx)?;
+    Ok(Route {
+        name: name.into(),
+        matcher,
+        action,
+        request_headers: header_ops(request_headers_to_add, request_headers_to_remove, "request", cx)?,
+        response_headers: header_ops(response_headers_to_add, response_headers_to_remove, "response", cx)?,
+        stat_prefix: (!stat_prefix.is_empty()).then(|| stat_prefix.into()),
+    })
+}

@@ -1,0 +1,390 @@
+//! What a route does: forward, redirect, answer by itself.
+
+use super::cluster::priority_of;
+use super::context::{Context, Result};
+use super::headers::{header_name, header_ops, header_value};
+use super::http_filters::{old_cors, per_filter_config};
+use super::matcher::substitution;
+use super::model::{
+    ClusterChoice, DirectResponse, Forward, HashPolicy, HostRewrite, PathMatch, PathRewrite, Redirect, RedirectPath,
+    RouteAction, RouteMatch, WeightedCluster,
+};
+use super::pb::{google, route};
+use super::retry::retry_policy;
+use super::source::data_source;
+use ::http::StatusCode;
+use std::time::Duration;
+
+/// Envoy's route timeout.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What bounds of buffered bodies come to here.
+pub(super) const BUFFERS: &str = "the buffer limits of listener and cluster hold";
+
+/// Bounds that the route configuration sets for its routes.
+pub(super) struct Limits {
+    pub direct_response_bytes: u32,
+}
+
+pub(super) fn action(
+    message: route::route::Action,
+    matcher: &RouteMatch,
+    limits: &Limits,
+    cx: &mut Context,
+) -> Result<RouteAction> {
+    use route::route::Action;
+    match message {
+        Action::Route(message) => {
+            let forward = cx.at("route", |cx| forward(message, matcher, cx))?;
+            Ok(RouteAction::Forward(Box::new(forward)))
+        }
+        Action::Redirect(message) => cx.at("redirect", |cx| redirect(message, matcher, cx)).map(RouteAction::Redirect),
+        Action::DirectResponse(message) => {
+            cx.at("direct_response", |cx| direct_response(message, limits, cx)).map(RouteAction::Direct)
+        }
+        Action::FilterAction(_) => Err(cx.error_at("filter_action", "is not supported: no filter takes over a route")),
+        Action::NonForwardingAction(route::NonForwardingAction {}) => {
+            Err(cx.error_at("non_forwarding_action", "is not supported: it is for servers, not for proxies"))
+        }
+    }
+}
+
+fn forward(message: route::RouteAction, matcher: &RouteMatch, cx: &mut Context) -> Result<Forward> {
+    use route::route_action::{ClusterNotFoundResponseCode as NotFound, InternalRedirectAction};
+    let route::RouteAction {
+        cluster_not_found_response_code,
+        metadata_match,
+        prefix_rewrite,
+        regex_rewrite,
+        path_rewrite_policy,
+        path_rewrite,
+        append_x_forwarded_host,
+        timeout,
+        idle_timeout,
+        flush_timeout,
+        early_data_policy,
+        retry_policy: retry,
+        retry_policy_typed_config,
+        request_mirror_policies,
+        priority,
+        rate_limits,
+        include_vh_rate_limits,
+        hash_policy: hashes,
+        cors,
+        max_grpc_timeout,
+        grpc_timeout_offset,
+        upgrade_configs,
+        internal_redirect_policy,
+        internal_redirect_action,
+        max_internal_redirects,
+        hedge_policy,
+        max_stream_duration,
+        cluster_specifier,
+        host_rewrite_specifier,
+    } = message;
+    cx.refuse("path_rewrite_policy", &path_rewrite_policy, "use prefix_rewrite or regex_rewrite")?;
+    cx.refuse("path_rewrite", &path_rewrite, "use prefix_rewrite or regex_rewrite")?;
+    cx.no_effect("metadata_match", &metadata_match, "clusters have no subsets");
+    cx.no_effect("flush_timeout", &flush_timeout, "idle_timeout holds while flushing");
+    cx.no_effect("early_data_policy", &early_data_policy, "there is no early data");
+    cx.no_effect("retry_policy_typed_config", &retry_policy_typed_config, "retry_policy is used");
+    cx.no_effect("request_mirror_policies", &request_mirror_policies, "requests are not mirrored");
+    cx.no_effect("rate_limits", &rate_limits, "there is no rate limit filter that would read them");
+    cx.no_effect_flag("include_vh_rate_limits", &include_vh_rate_limits, "there is no rate limit filter");
+    cx.no_effect("internal_redirect_policy", &internal_redirect_policy, "redirects are passed to the client");
+    let redirects = cx.enumeration::<InternalRedirectAction>("internal_redirect_action", internal_redirect_action)?;
+    if redirects == InternalRedirectAction::HandleInternalRedirect {
+        cx.warn("internal_redirect_action", "redirects are passed to the client");
+    }
+    cx.no_effect("max_internal_redirects", &max_internal_redirects, "redirects are passed to the client");
+    cx.no_effect("hedge_policy", &hedge_policy, "a request is sent to one endpoint at a time");
+    old_cors(&cors, cx);
+    let durations = cx.at("max_stream_duration", |cx| {
+        stream_durations(max_stream_duration.unwrap_or_default(), max_grpc_timeout, cx)
+    })?;
+    cx.no_effect("grpc_timeout_offset", &grpc_timeout_offset, "grpc-timeout is used as it comes");
+    Ok(Forward {
+        cluster: cluster_choice(cx.required("cluster", cluster_specifier)?, cx)?,
+        cluster_not_found: match cx.enumeration("cluster_not_found_response_code", cluster_not_found_response_code)? {
+            NotFound::ServiceUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            NotFound::NotFound => StatusCode::NOT_FOUND,
+            NotFound::InternalServerError => StatusCode::INTERNAL_SERVER_ERROR,
+        },
+        timeout: cx.timeout("timeout", timeout, Some(TIMEOUT))?,
+        idle_timeout: override_of("idle_timeout", idle_timeout, cx)?,
+        max_stream_duration: durations.max_stream_duration,
+        grpc_timeout_max: durations.grpc_timeout_max,
+        retry_policy: retry.map(|message| cx.at("retry_policy", |cx| retry_policy(message, cx))).transpose()?,
+        path_rewrite: path_rewrite_of(prefix_rewrite, regex_rewrite, matcher, cx)?,
+        host_rewrite: host_rewrite(host_rewrite_specifier, cx)?,
+        append_x_forwarded_host,
+        priority: priority_of(priority, cx)?,
+        upgrades: cx.each("upgrade_configs", upgrade_configs, upgrade)?,
+        hash_policy: cx.each("hash_policy", hashes, hash_policy)?.into_iter().flatten().collect(),
+    })
+}
+
+/// A timeout that overrides another: absent leaves that one, zero switches it off.
+fn override_of(field: &str, value: Option<google::Duration>, cx: &Context) -> Result<Option<Option<Duration>>> {
+    Ok(cx.duration(field, value)?.map(|set| (!set.is_zero()).then_some(set)))
+}
+
+struct StreamDurations {
+    max_stream_duration: Option<Option<Duration>>,
+    grpc_timeout_max: Option<Option<Duration>>,
+}
+
+/// `max_grpc_timeout` is the deprecated way to say `grpc_timeout_header_max`, which wins over it.
+fn stream_durations(
+    message: route::route_action::MaxStreamDuration,
+    max_grpc_timeout: Option<google::Duration>,
+    cx: &mut Context,
+) -> Result<StreamDurations> {
+    let route::route_action::MaxStreamDuration {
+        max_stream_duration,
+        grpc_timeout_header_max,
+        grpc_timeout_header_offset,
+    } = message;
+    cx.no_effect("grpc_timeout_header_offset", &grpc_timeout_header_offset, "grpc-timeout is used as it comes");
+    let grpc_timeout_max = match override_of("grpc_timeout_header_max", grpc_timeout_header_max, cx)? {
+        None => override_of("max_grpc_timeout", max_grpc_timeout, cx)?,
+        set => set,
+    };
+    Ok(StreamDurations {
+        max_stream_duration: override_of("max_stream_duration", max_stream_duration, cx)?,
+        grpc_timeout_max,
+    })
+}
+
+fn cluster_choice(message: route::route_action::ClusterSpecifier, cx: &mut Context) -> Result<ClusterChoice> {
+    use route::route_action::ClusterSpecifier;
+    match message {
+        ClusterSpecifier::Cluster(name) => Ok(ClusterChoice::Name(cx.non_empty("cluster", name)?.into())),
+        ClusterSpecifier::ClusterHeader(name) => header_name(&name, "cluster_header", cx).map(ClusterChoice::Header),
+        ClusterSpecifier::WeightedClusters(message) => cx.at("weighted_clusters", |cx| weighted(message, cx)),
+        ClusterSpecifier::ClusterSpecifierPlugin(_) | ClusterSpecifier::InlineClusterSpecifierPlugin(_) => {
+            Err(cx.error_at("cluster_specifier_plugin", "is not supported: name the cluster"))
+        }
+    }
+}
+
+fn weighted(message: route::WeightedCluster, cx: &mut Context) -> Result<ClusterChoice> {
+    use route::weighted_cluster::RandomValueSpecifier;
+    let route::WeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } = message;
+    cx.no_effect("total_weight", &total_weight, "the total is the sum of the weights");
+    match random_value_specifier {
+        None | Some(RandomValueSpecifier::UseHashPolicy(google::BoolValue { value: false })) => {}
+        Some(RandomValueSpecifier::UseHashPolicy(_)) => cx.warn("use_hash_policy", "the choice is random per request"),
+        Some(RandomValueSpecifier::HeaderName(_)) => cx.warn("header_name", "the choice is random per request"),
+    }
+    let clusters = cx.each("clusters", clusters, |cluster, cx| weighted_cluster(cluster, &runtime_key_prefix, cx))?;
+    if clusters.is_empty() {
+        return Err(cx.error_at("clusters", "found none, expected at least one"));
+    }
+    let total: u64 = clusters.iter().map(|cluster| u64::from(cluster.weight)).sum();
+    if total == 0 {
+        return Err(cx.error("Sum of weights in the weighted_cluster must be greater than 0."));
+    }
+    if total > u64::from(u32::MAX) {
+        return Err(
+            cx.error(format!("The sum of weights of all weighted clusters is {total}, expected at most {}", u32::MAX))
+        );
+    }
+    Ok(ClusterChoice::Weighted(clusters))
+}
+
+fn weighted_cluster(
+    message: route::weighted_cluster::ClusterWeight,
+    runtime_key_prefix: &str,
+    cx: &mut Context,
+) -> Result<WeightedCluster> {
+    use route::weighted_cluster::{ClusterWeight, cluster_weight::HostRewriteSpecifier};
+    let ClusterWeight {
+        name,
+        cluster_header,
+        weight,
+        metadata_match,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        typed_per_filter_config,
+        host_rewrite_specifier,
+    } = message;
+    cx.refuse("cluster_header", &cluster_header, "a weighted cluster is named")?;
+    cx.no_effect("metadata_match", &metadata_match, "clusters have no subsets");
+    per_filter_config(typed_per_filter_config, cx)?;
+    let name = cx.non_empty("name", name)?;
+    let weight = cx.required("weight", weight)?.value;
+    let weight = match runtime_key_prefix {
+        "" => weight,
+        prefix => cx.runtime_number(&format!("{prefix}.{name}"), weight.into()).clamp(0.0, u32::MAX.into()) as u32,
+    };
+    Ok(WeightedCluster {
+        name: name.into(),
+        weight,
+        request_headers: header_ops(request_headers_to_add, request_headers_to_remove, "request", cx)?,
+        response_headers: header_ops(response_headers_to_add, response_headers_to_remove, "response", cx)?,
+        host_rewrite: match host_rewrite_specifier {
+            None => None,
+            Some(HostRewriteSpecifier::HostRewriteLiteral(host)) if host.is_empty() => None,
+            Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
+                Some(header_value(&host, "host_rewrite_literal", cx)?)
+            }
+        },
+    })
+}
+
+fn path_rewrite_of(
+    prefix: String,
+    regex: Option<super::pb::matcher::RegexMatchAndSubstitute>,
+    matcher: &RouteMatch,
+    cx: &mut Context,
+) -> Result<PathRewrite> {
+    match (prefix.is_empty(), regex) {
+        (true, None) => Ok(PathRewrite::None),
+        (false, Some(_)) => Err(cx.error("Specify only one of prefix_rewrite, regex_rewrite or path_rewrite_policy")),
+        (false, None) if matches!(matcher.path, PathMatch::Regex(_)) => {
+            cx.warn("prefix_rewrite", "a route that matches by regular expression has no prefix to replace");
+            Ok(PathRewrite::None)
+        }
+        (false, None) => Ok(PathRewrite::Prefix(prefix.into())),
+        (true, Some(message)) => {
+            let (pattern, substitution) = substitution(message, "regex_rewrite", cx)?;
+            Ok(PathRewrite::Regex { pattern, substitution })
+        }
+    }
+}
+
+fn host_rewrite(message: Option<route::route_action::HostRewriteSpecifier>, cx: &mut Context) -> Result<HostRewrite> {
+    use route::route_action::HostRewriteSpecifier as Kind;
+    Ok(match message {
+        None => HostRewrite::None,
+        Some(Kind::AutoHostRewrite(google::BoolValue { value })) => {
+            if value {
+                HostRewrite::Auto
+            } else {
+                HostRewrite::None
+            }
+        }
+        Some(Kind::HostRewriteLiteral(host) | Kind::HostRewrite(host)) if host.is_empty() => HostRewrite::None,
+        Some(Kind::HostRewriteLiteral(host) | Kind::HostRewrite(host)) => {
+            HostRewrite::Literal(header_value(&host, "host_rewrite_literal", cx)?)
+        }
+        Some(Kind::HostRewriteHeader(name)) => HostRewrite::Header(header_name(&name, "host_rewrite_header", cx)?),
+        Some(Kind::HostRewritePathRegex(message)) => {
+            let (pattern, substitution) = substitution(message, "host_rewrite_path_regex", cx)?;
+            HostRewrite::PathRegex { pattern, substitution }
+        }
+    })
+}
+
+fn upgrade(message: route::route_action::UpgradeConfig, cx: &mut Context) -> Result<(Box<str>, bool)> {
+    let route::route_action::UpgradeConfig { upgrade_type, enabled, connect_config } = message;
+    cx.refuse("connect_config", &connect_config, "CONNECT requests are not terminated")?;
+    let upgrade_type = cx.non_empty("upgrade_type", upgrade_type)?.to_ascii_lowercase();
+    Ok((upgrade_type.into(), enabled.is_none_or(|v| v.value)))
+}
+
+fn hash_policy(message: route::route_action::HashPolicy, cx: &mut Context) -> Result<Option<HashPolicy>> {
+    use route::route_action::hash_policy::{ConnectionProperties, Cookie, Header, PolicySpecifier, QueryParameter};
+    let route::route_action::HashPolicy { terminal, policy_specifier } = message;
+    cx.no_effect("terminal", &terminal, "all policies are combined");
+    match cx.required("policy_specifier", policy_specifier)? {
+        PolicySpecifier::Header(Header { header_name: name, regex_rewrite }) => {
+            cx.no_effect("header.regex_rewrite", &regex_rewrite, "the whole value is hashed");
+            Ok(Some(HashPolicy::Header(header_name(&name, "header.header_name", cx)?)))
+        }
+        PolicySpecifier::Cookie(Cookie { name, ttl, path, attributes }) => {
+            cx.no_effect("cookie.attributes", &attributes, "a cookie that is set has path and age alone");
+            let name = cx.non_empty("cookie.name", name)?.into();
+            Ok(Some(HashPolicy::Cookie { name, ttl: cx.duration("cookie.ttl", ttl)?, path: path.into() }))
+        }
+        PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip }) => {
+            Ok(source_ip.then_some(HashPolicy::SourceIp))
+        }
+        PolicySpecifier::QueryParameter(QueryParameter { name }) => {
+            Ok(Some(HashPolicy::Query(cx.non_empty("query_parameter.name", name)?.into())))
+        }
+        PolicySpecifier::FilterState(_) => {
+            cx.warn("filter_state", "no filter sets state to hash");
+            Ok(None)
+        }
+    }
+}
+
+fn redirect(message: route::RedirectAction, matcher: &RouteMatch, cx: &mut Context) -> Result<Redirect> {
+    use route::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
+    let route::RedirectAction {
+        host_redirect,
+        port_redirect,
+        response_code,
+        strip_query,
+        scheme_rewrite_specifier,
+        path_rewrite_specifier,
+    } = message;
+    let (scheme, https) = match scheme_rewrite_specifier {
+        None => (None, false),
+        Some(SchemeRewriteSpecifier::HttpsRedirect(https)) => (None, https),
+        Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => ((!scheme.is_empty()).then(|| scheme.into()), false),
+    };
+    let path = match path_rewrite_specifier {
+        None => RedirectPath::Keep,
+        Some(PathRewriteSpecifier::PathRedirect(path)) if path.is_empty() => RedirectPath::Keep,
+        Some(PathRewriteSpecifier::PathRedirect(path)) => RedirectPath::Path(path.into()),
+        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
+            if matches!(matcher.path, PathMatch::Regex(_)) {
+                cx.warn("prefix_rewrite", "a route that matches by regular expression has no prefix to replace");
+            }
+            RedirectPath::Prefix(prefix.into())
+        }
+        Some(PathRewriteSpecifier::RegexRewrite(message)) => {
+            let (pattern, substitution) = substitution(message, "regex_rewrite", cx)?;
+            RedirectPath::Regex { pattern, substitution }
+        }
+        Some(PathRewriteSpecifier::PathRewrite(_)) => {
+            return Err(
+                cx.error_at("path_rewrite", "is not supported: use path_redirect, prefix_rewrite or regex_rewrite")
+            );
+        }
+    };
+    Ok(Redirect {
+        status: match cx.enumeration("response_code", response_code)? {
+            RedirectResponseCode::MovedPermanently => StatusCode::MOVED_PERMANENTLY,
+            RedirectResponseCode::Found => StatusCode::FOUND,
+            RedirectResponseCode::SeeOther => StatusCode::SEE_OTHER,
+            RedirectResponseCode::TemporaryRedirect => StatusCode::TEMPORARY_REDIRECT,
+            RedirectResponseCode::PermanentRedirect => StatusCode::PERMANENT_REDIRECT,
+        },
+        scheme,
+        https,
+        host: (!host_redirect.is_empty()).then(|| host_redirect.into()),
+        port: match cx.port("port_redirect", port_redirect)? {
+            0 => None,
+            port => Some(port),
+        },
+        path,
+        strip_query,
+    })
+}
+
+fn direct_response(message: route::DirectResponseAction, limits: &Limits, cx: &mut Context) -> Result<DirectResponse> {
+    let route::DirectResponseAction { status, body, body_format } = message;
+    cx.no_effect("body_format", &body_format, "the body is sent as it is");
+    let status = u16::try_from(status)
+        .ok()
+        .filter(|status| (200..600).contains(status))
+        .and_then(|status| StatusCode::from_u16(status).ok())
+        .ok_or_else(|| cx.error_at("status", format!("found {status}, expected 200 to 599")))?;
+    let body = match body {
+        None => bytes::Bytes::new(),
+        Some(message) => cx.at("body", |cx| data_source(message, cx))?.bytes,
+    };
+    if body.len() > limits.direct_response_bytes as usize {
+        return Err(cx.error_at(
+            "body",
+            format!("response body size is {} bytes; maximum is {}", body.len(), limits.direct_response_bytes),
+        ));
+    }
+    Ok(DirectResponse { status, body })
+}

@@ -1,0 +1,185 @@
+//! Where things come from: xDS sources, bytes of a `DataSource`, metadata.
+
+use super::context::{Context, Result};
+use super::model::{ApiConfigSource, ConfigSource, ConfigSourceKind, DataSource, GrpcTarget};
+use super::pb::{core, google};
+use serde_json::Value as Json;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Envoy's `initial_fetch_timeout` when the message has none.
+const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Largest file or variable that a `DataSource` may read: certificates and bodies are far smaller.
+const MAX_DATA_SOURCE: u64 = 16 << 20;
+
+pub(super) fn config_source(message: core::ConfigSource, cx: &mut Context) -> Result<ConfigSource> {
+    use core::config_source::ConfigSourceSpecifier as Kind;
+    let core::ConfigSource { authorities, initial_fetch_timeout, resource_api_version, config_source_specifier } =
+        message;
+    cx.no_effect("authorities", &authorities, "xdstp names are not resolved by authority");
+    if cx.enumeration::<core::ApiVersion>("resource_api_version", resource_api_version)? == core::ApiVersion::V2 {
+        return Err(cx.error_at("resource_api_version", "found V2, expected V3"));
+    }
+    let initial_fetch_timeout =
+        cx.timeout("initial_fetch_timeout", initial_fetch_timeout, Some(INITIAL_FETCH_TIMEOUT))?;
+    let kind = match cx.required("config_source_specifier", config_source_specifier)? {
+        Kind::Ads(core::AggregatedConfigSource {}) => ConfigSourceKind::Ads,
+        Kind::ApiConfigSource(api) => {
+            ConfigSourceKind::Api(Arc::new(cx.at("api_config_source", |cx| api_config_source(api, cx))?))
+        }
+        Kind::Path(path) => ConfigSourceKind::Path(cx.resolve(&cx.non_empty("path", path)?)),
+        Kind::PathConfigSource(source) => {
+            let core::PathConfigSource { path, watched_directory, poll_interval } = source;
+            cx.no_effect(
+                "path_config_source.watched_directory",
+                &watched_directory,
+                "the file's own directory is watched",
+            );
+            cx.no_effect("path_config_source.poll_interval", &poll_interval, "the file is watched, not polled");
+            ConfigSourceKind::Path(cx.resolve(&cx.non_empty("path_config_source.path", path)?))
+        }
+        Kind::Self_(_) => return Err(cx.error_at("self", "is not supported: name the source")),
+    };
+    Ok(ConfigSource { kind, initial_fetch_timeout })
+}
+
+/// A source in an optional field.
+pub(super) fn optional_source(
+    message: Option<core::ConfigSource>,
+    field: &str,
+    cx: &mut Context,
+) -> Result<Option<ConfigSource>> {
+    message.map(|message| cx.at(field, |cx| config_source(message, cx))).transpose()
+}
+
+pub(super) fn api_config_source(message: core::ApiConfigSource, cx: &mut Context) -> Result<ApiConfigSource> {
+    use core::api_config_source::ApiType;
+    let core::ApiConfigSource {
+        api_type,
+        transport_api_version,
+        cluster_names,
+        grpc_services,
+        refresh_delay,
+        request_timeout,
+        rate_limit_settings,
+        set_node_on_first_message_only,
+        config_validators,
+    } = message;
+    let delta = match cx.enumeration::<ApiType>("api_type", api_type)? {
+        ApiType::Grpc => false,
+        ApiType::DeltaGrpc => true,
+        other => {
+            let found = other.as_str_name();
+            return Err(cx.error_at("api_type", format!("found {found}, expected GRPC or DELTA_GRPC")));
+        }
+    };
+    if cx.enumeration::<core::ApiVersion>("transport_api_version", transport_api_version)? != core::ApiVersion::V3 {
+        return Err(cx.error_at("transport_api_version", "found V2 (or AUTO), expected V3"));
+    }
+    cx.refuse("cluster_names", &cluster_names, "a gRPC source names its cluster in grpc_services")?;
+    cx.no_effect("refresh_delay", &refresh_delay, "only REST polls");
+    cx.no_effect("request_timeout", &request_timeout, "only REST polls");
+    cx.no_effect("rate_limit_settings", &rate_limit_settings, "requests to the server are not limited");
+    cx.refuse("config_validators", &config_validators, "no such check would run")?;
+    let mut services = grpc_services.into_iter();
+    let service = cx.required("grpc_services", services.next())?;
+    if services.next().is_some() {
+        cx.warn("grpc_services[1]", "only the first server is used, there is no fail-over");
+    }
+    let target = cx.at("grpc_services[0]", |cx| grpc_service(service, cx))?;
+    Ok(ApiConfigSource { delta, target, set_node_on_first_message_only })
+}
+
+fn grpc_service(message: core::GrpcService, cx: &mut Context) -> Result<GrpcTarget> {
+    use core::grpc_service::{EnvoyGrpc, TargetSpecifier};
+    let core::GrpcService { timeout, initial_metadata, retry_policy, target_specifier } = message;
+    cx.no_effect("timeout", &timeout, "a stream of resources has no end");
+    cx.refuse("initial_metadata", &initial_metadata, "it would not be sent")?;
+    cx.no_effect("retry_policy", &retry_policy, "streams are reopened with the built-in back-off");
+    match cx.required("target_specifier", target_specifier)? {
+        TargetSpecifier::EnvoyGrpc(envoy) => cx.at("envoy_grpc", |cx| {
+            let EnvoyGrpc { cluster_name, authority, retry_policy, max_receive_message_length, skip_envoy_headers } =
+                envoy;
+            cx.no_effect("retry_policy", &retry_policy, "streams are reopened with the built-in back-off");
+            cx.no_effect("max_receive_message_length", &max_receive_message_length, "the built-in bound holds");
+            cx.no_effect("skip_envoy_headers", &skip_envoy_headers, "no such headers are sent");
+            let name = cx.non_empty("cluster_name", cluster_name)?.into();
+            Ok(GrpcTarget::Cluster { name, authority: (!authority.is_empty()).then(|| authority.into()) })
+        }),
+        TargetSpecifier::GoogleGrpc(google) => cx.at("google_grpc", |cx| google_grpc(google, cx)),
+    }
+}
+
+fn google_grpc(message: core::grpc_service::GoogleGrpc, cx: &mut Context) -> Result<GrpcTarget> {
+    let core::grpc_service::GoogleGrpc {
+        target_uri,
+        channel_credentials,
+        channel_credentials_plugin,
+        call_credentials,
+        call_credentials_plugin,
+        stat_prefix,
+        credentials_factory_name,
+        config,
+        per_stream_buffer_limit_bytes,
+        channel_args,
+    } = message;
+    const PLAINTEXT: &str = "a google_grpc target is reached in plaintext; use envoy_grpc and a cluster with TLS";
+    cx.refuse("channel_credentials", &channel_credentials, PLAINTEXT)?;
+    cx.refuse("channel_credentials_plugin", &channel_credentials_plugin, PLAINTEXT)?;
+    cx.refuse("call_credentials", &call_credentials, PLAINTEXT)?;
+    cx.refuse("call_credentials_plugin", &call_credentials_plugin, PLAINTEXT)?;
+    cx.refuse("credentials_factory_name", &credentials_factory_name, PLAINTEXT)?;
+    cx.refuse("config", &config, PLAINTEXT)?;
+    cx.no_effect("stat_prefix", &stat_prefix, "this client has no stats of its own");
+    cx.no_effect("per_stream_buffer_limit_bytes", &per_stream_buffer_limit_bytes, "the built-in bound holds");
+    cx.no_effect("channel_args", &channel_args, "they are options of another gRPC library");
+    Ok(GrpcTarget::Uri(cx.non_empty("target_uri", target_uri)?.into()))
+}
+
+/// Reads the bytes of a `DataSource`.
+pub(super) fn data_source(message: core::DataSource, cx: &mut Context) -> Result<DataSource> {
+    use core::data_source::Specifier;
+    let core::DataSource { watched_directory, specifier } = message;
+    cx.no_effect("watched_directory", &watched_directory, "the file is read once; a change needs a new push or SDS");
+    match cx.required("specifier", specifier)? {
+        Specifier::InlineBytes(bytes) => Ok(DataSource { bytes: bytes.into(), path: None }),
+        Specifier::InlineString(text) => Ok(DataSource { bytes: text.into_bytes().into(), path: None }),
+        Specifier::Filename(name) => {
+            let path = cx.resolve(&cx.non_empty("filename", name)?);
+            let fail = |e: std::io::Error| cx.error_at("filename", format!("cannot read {}: {e}", path.display()));
+            let file = std::fs::File::open(&path).map_err(fail)?;
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(&mut std::io::Read::take(file, MAX_DATA_SOURCE + 1), &mut bytes)
+                .map_err(fail)?;
+            if bytes.len() as u64 > MAX_DATA_SOURCE {
+                return Err(
+                    cx.error_at("filename", format!("{} has more than {MAX_DATA_SOURCE} bytes", path.display()))
+                );
+            }
+            Ok(DataSource { bytes: bytes.into(), path: Some(path) })
+        }
+        Specifier::EnvironmentVariable(name) => match std::env::var(&name) {
+            Ok(text) => Ok(DataSource { bytes: text.into_bytes().into(), path: None }),
+            Err(_) => {
+                Err(cx.error_at("environment_variable", format!("found no variable {name:?} in the environment")))
+            }
+        },
+    }
+}
+
+/// `filter_metadata` by filter name. `typed_filter_metadata` has no reader.
+pub(super) fn metadata(message: Option<core::Metadata>, cx: &mut Context) -> BTreeMap<String, Json> {
+    let Some(core::Metadata { filter_metadata, typed_filter_metadata }) = message else { return BTreeMap::new() };
+    cx.no_effect("metadata.typed_filter_metadata", &typed_filter_metadata, "no filter reads typed metadata");
+    filter_metadata.into_iter().map(|(name, fields)| (name, xds_protos::struct_to_json(&fields))).collect()
+}
+
+/// A `Struct` as JSON, its members sorted by name so that equal messages give equal values.
+pub(super) fn json_object(message: &google::Struct) -> serde_json::Map<String, Json> {
+    match xds_protos::struct_to_json(message) {
+        Json::Object(members) => members,
+        _ => serde_json::Map::new(),
+    }
+}

@@ -1,0 +1,329 @@
+//! The table itself: everything of a route configuration that can be computed before the first request.
+
+use super::hosts::Hosts;
+use super::matcher::{self, RequestView};
+use super::ops::Ops;
+use crate::config::ConfigError;
+use crate::config::model::{
+    ClusterChoice, Forward, PathMatch, Route, RouteAction, RouteConfig, VirtualHost, WeightedCluster,
+};
+use crate::http::names;
+use crate::http::upstream_stats::RouteStats;
+use crate::services::Services;
+use crate::upstream::ClusterSlot;
+use http::{HeaderMap, HeaderValue};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// From this many routes on, exact paths are looked up by hash.
+const INDEX_FROM: usize = 8;
+
+/// A compiled route configuration: virtual hosts indexed, header formats compiled, clusters bound to their slots.
+pub struct RouteTable {
+    pub config: Arc<RouteConfig>,
+    hosts: Hosts,
+    compiled: Vec<CompiledHost>,
+    request_ops: Ops,
+    response_ops: Ops,
+}
+
+struct CompiledHost {
+    request_ops: Ops,
+    response_ops: Ops,
+    routes: Vec<CompiledRoute>,
+    index: Option<Index>,
+}
+
+/// Routes by exact path, and all others; both in order.
+struct Index {
+    exact: HashMap<Box<[u8]>, Vec<u32>>,
+    others: Vec<u32>,
+}
+
+struct CompiledRoute {
+    request_ops: Ops,
+    response_ops: Ops,
+    targets: Targets,
+    expected_timeout: Option<HeaderValue>,
+    stats: Option<RouteStats>,
+}
+
+/// Where a route's requests may go.
+pub(in crate::http) enum Targets {
+    /// Not a forwarding route.
+    Nowhere,
+    One(Arc<ClusterSlot>),
+    Weighted {
+        total: u64,
+        entries: Vec<Weighted>,
+    },
+    /// Named by a request header.
+    Header,
+}
+
+pub(in crate::http) struct Weighted {
+    weight: u64,
+    pub slot: Arc<ClusterSlot>,
+    request_ops: Ops,
+    response_ops: Ops,
+}
+
+impl RouteTable {
+    /// # Errors
+    /// Duplicate domains, bad header formats; unknown clusters when `validate_clusters` is set.
+    pub fn compile(config: Arc<RouteConfig>, services: &Arc<Services>) -> Result<Arc<RouteTable>, ConfigError> {
+        let hosts = Hosts::compile(&config.virtual_hosts, config.ignore_port_in_host_matching)?;
+        let compiled = config.virtual_hosts.iter().enumerate().map(|(i, host)| {
+            compile_host(host, &config, services).map_err(|e| e.inside(&format!("virtual_hosts[{i}]")))
+        });
+        Ok(Arc::new(RouteTable {
+            compiled: compiled.collect::<Result<_, _>>()?,
+            hosts,
+            request_ops: request_ops(&config.request_headers)?,
+            response_ops: response_ops(&config.response_headers)?,
+            config,
+        }))
+    }
+
+    /// The route of a request: its virtual host, then the first route that matches.
+    pub(in crate::http) fn select(self: &Arc<Self>, view: &RequestView<'_>) -> Option<Selected> {
+        let vhost = self.hosts.find(view.authority)? as usize;
+        let (config, host) = (self.config.virtual_hosts.get(vhost)?, self.compiled.get(vhost)?);
+        let mut path = view.bare_path();
+        if self.config.ignore_path_parameters_in_path_matching {
+            path = matcher::without_parameters(path);
+        }
+        let fits = |i: &u32| config.routes.get(*i as usize).is_some_and(|r| matcher::matches(&r.matcher, path, view));
+        let route = match &host.index {
+            None => (0..config.routes.len() as u32).find(fits),
+            Some(index) => {
+                let exact = index.exact.get(path).and_then(|list| list.iter().copied().find(fits));
+                let before = exact.unwrap_or(u32::MAX);
+                index.others.iter().copied().take_while(|i| *i < before).find(fits).or(exact)
+            }
+        }?;
+        let mut selected = Selected { table: self.clone(), vhost: vhost as u32, route, weighted: None };
+        if let Targets::Weighted { total, entries } = selected.targets() {
+            selected.weighted = pick(entries, *total, view.random);
+        }
+        Some(selected)
+    }
+}
+
+/// `random % total`, counted off along the entries.
+fn pick(entries: &[Weighted], total: u64, random: u64) -> Option<u32> {
+    let mut left = random.checked_rem(total)?;
+    for (i, entry) in entries.iter().enumerate() {
+        if left < entry.weight {
+            return Some(i as u32);
+        }
+        left -= entry.weight;
+    }
+    None
+}
+
+fn request_ops(ops: &crate::config::model::HeaderOps) -> Result<Ops, ConfigError> {
+    Ops::compile(ops).map_err(|e| e.inside("request_headers_to_add"))
+}
+
+fn response_ops(ops: &crate::config::model::HeaderOps) -> Result<Ops, ConfigError> {
+    Ops::compile(ops).map_err(|e| e.inside("response_headers_to_add"))
+}
+
+fn compile_host(
+    host: &VirtualHost,
+    config: &RouteConfig,
+    services: &Arc<Services>,
+) -> Result<CompiledHost, ConfigError> {
+    let routes =
+        host.routes.iter().enumerate().map(|(i, route)| {
+            compile_route(route, host, config, services).map_err(|e| e.inside(&format!("routes[{i}]")))
+        });
+    Ok(CompiledHost {
+        request_ops: request_ops(&host.request_headers)?,
+        response_ops: response_ops(&host.response_headers)?,
+        routes: routes.collect::<Result<_, _>>()?,
+        index: (host.routes.len() >= INDEX_FROM).then(|| index(&host.routes)),
+    })
+}
+
+fn index(routes: &[Route]) -> Index {
+    let mut index = Index { exact: HashMap::new(), others: Vec::new() };
+    for (i, route) in routes.iter().enumerate() {
+        match &route.matcher.path {
+            PathMatch::Exact { value, ignore_case: false } => {
+                index.exact.entry(value.as_bytes().into()).or_default().push(i as u32);
+            }
+            _ => index.others.push(i as u32),
+        }
+    }
+    index
+}
+
+fn compile_route(
+    route: &Route,
+    host: &VirtualHost,
+    config: &RouteConfig,
+    services: &Arc<Services>,
+) -> Result<CompiledRoute, ConfigError> {
+    let (targets, expected_timeout) = match &route.action {
+        RouteAction::Forward(forward) => (
+            targets(forward, config.validate_clusters, services).map_err(|e| e.inside("route"))?,
+            expected_timeout(forward, host),
+        ),
+        RouteAction::Redirect(_) | RouteAction::Direct(_) => (Targets::Nowhere, None),
+    };
+    Ok(CompiledRoute {
+        request_ops: request_ops(&route.request_headers)?,
+        response_ops: response_ops(&route.response_headers)?,
+        targets,
+        expected_timeout,
+        stats: route.stat_prefix.as_ref().map(|prefix| {
+            RouteStats::resolve(&services.registry.scope(&format!("vhost.{}.route.{prefix}.", host.name)))
+        }),
+    })
+}
+
+fn targets(forward: &Forward, validate: bool, services: &Arc<Services>) -> Result<Targets, ConfigError> {
+    let bind = |name: &Arc<str>| {
+        let slot = services.clusters.slot(name);
+        if validate && slot.load().is_none() && !services.clusters.warming().contains(name) {
+            return Err(ConfigError::new("cluster", format!("unknown cluster {name:?}")));
+        }
+        Ok(slot)
+    };
+    Ok(match &forward.cluster {
+        ClusterChoice::Name(name) => Targets::One(bind(name)?),
+        ClusterChoice::Header(_) => Targets::Header,
+        ClusterChoice::Weighted(list) => {
+            let entries = list.iter().enumerate().map(|(i, entry)| {
+                weighted(entry, &bind).map_err(|e| e.inside(&format!("weighted_clusters.clusters[{i}]")))
+            });
+            let entries = entries.collect::<Result<Vec<_>, _>>()?;
+            let total: u64 = entries.iter().map(|e| e.weight).sum();
+            if total == 0 {
+                return Err(ConfigError::new("weighted_clusters", "the weights add up to 0; at least 1 is needed"));
+            }
+            Targets::Weighted { total, entries }
+        }
+    })
+}
+
+fn weighted(
+    entry: &WeightedCluster,
+    bind: &impl Fn(&Arc<str>) -> Result<Arc<ClusterSlot>, ConfigError>,
+) -> Result<Weighted, ConfigError> {
+    Ok(Weighted {
+        weight: u64::from(entry.weight),
+        slot: bind(&entry.name)?,
+        request_ops: request_ops(&entry.request_headers)?,
+        response_ops: response_ops(&entry.response_headers)?,
+    })
+}
+
+/// Value of `x-envoy-expected-rq-timeout-ms`: the shorter of the timeouts of the request and of one try.
+fn expected_timeout(forward: &Forward, host: &VirtualHost) -> Option<HeaderValue> {
+    let policy = forward.retry_policy.as_ref().or(host.retry_policy.as_ref());
+    let per_try = policy.and_then(|p| p.per_try_timeout);
+    let timeout = match (forward.timeout, per_try) {
+        (Some(route), Some(per_try)) => Some(route.min(per_try)),
+        (route, per_try) => route.or(per_try),
+    }?;
+    Some(names::number(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)))
+}
+
+/// A route that a request was given, with its table.
+#[derive(Clone)]
+pub(in crate::http) struct Selected {
+    table: Arc<RouteTable>,
+    vhost: u32,
+    route: u32,
+    weighted: Option<u32>,
+}
+
+// the indices come from `select` on the same, immutable table
+#[allow(clippy::indexing_slicing)]
+impl Selected {
+    pub fn vhost(&self) -> &VirtualHost {
+        &self.table.config.virtual_hosts[self.vhost as usize]
+    }
+
+    pub fn route(&self) -> &Route {
+        &self.vhost().routes[self.route as usize]
+    }
+
+    fn host_compiled(&self) -> &CompiledHost {
+        &self.table.compiled[self.vhost as usize]
+    }
+
+    fn compiled(&self) -> &CompiledRoute {
+        &self.host_compiled().routes[self.route as usize]
+    }
+
+    pub fn targets(&self) -> &Targets {
+        &self.compiled().targets
+    }
+
+    pub fn expected_timeout(&self) -> Option<&HeaderValue> {
+        self.compiled().expected_timeout.as_ref()
+    }
+
+    pub fn stats(&self) -> Option<&RouteStats> {
+        self.compiled().stats.as_ref()
+    }
+
+    /// The weighted entry that was picked: compiled and as configured.
+    pub fn weighted(&self) -> Option<(&Weighted, &WeightedCluster)> {
+        let i = self.weighted? as usize;
+        let Targets::Weighted { entries, .. } = self.targets() else { return None };
+        let RouteAction::Forward(forward) = &self.route().action else { return None };
+        let ClusterChoice::Weighted(list) = &forward.cluster else { return None };
+        Some((entries.get(i)?, list.get(i)?))
+    }
+
+    /// Levels in the order in which they run; by default from the most specific to the least, so that the table's wins.
+    fn levels<'a>(&'a self, level: impl Fn(Level<'a>) -> &'a Ops) -> impl Iterator<Item = &'a Ops> {
+        let mut list = [
+            self.weighted().map(|(entry, _)| level(Level::Weighted(entry))),
+            Some(level(Level::Route(self.compiled()))),
+            Some(level(Level::Host(self.host_compiled()))),
+            Some(level(Level::Table(&self.table))),
+        ];
+        if self.table.config.most_specific_header_mutations_wins {
+            list.reverse();
+        }
+        list.into_iter().flatten().filter(|ops| !ops.is_empty())
+    }
+
+    pub fn request_ops(&self) -> impl Iterator<Item = &Ops> {
+        self.levels(|level| match level {
+            Level::Weighted(l) => &l.request_ops,
+            Level::Route(l) => &l.request_ops,
+            Level::Host(l) => &l.request_ops,
+            Level::Table(l) => &l.request_ops,
+        })
+    }
+
+    pub fn response_ops(&self) -> impl Iterator<Item = &Ops> {
+        self.levels(|level| match level {
+            Level::Weighted(l) => &l.response_ops,
+            Level::Route(l) => &l.response_ops,
+            Level::Host(l) => &l.response_ops,
+            Level::Table(l) => &l.response_ops,
+        })
+    }
+
+    /// Applies the response operations of every level.
+    pub fn change_response(&self, headers: &mut HeaderMap, templates: &dyn super::Templates) {
+        for ops in self.response_ops() {
+            ops.apply(headers, templates);
+        }
+    }
+}
+
+enum Level<'a> {
+    Weighted(&'a Weighted),
+    Route(&'a CompiledRoute),
+    Host(&'a CompiledHost),
+    Table(&'a RouteTable),
+}

@@ -1,0 +1,148 @@
+//! A listener ready to serve: everything its configuration allows to be computed beforehand.
+
+use super::chain_match::ChainMatch;
+use super::stats::ListenerStats;
+use crate::access_log::AccessLogs;
+use crate::config::ConfigError;
+use crate::config::model::{Address, DownstreamTransport, FilterChainConfig, ListenerConfig, ListenerFilterConfig};
+use crate::drain::Drain;
+use crate::network::NetworkChain;
+use crate::services::Services;
+use crate::stats::Scope;
+use crate::tls::DownstreamContext;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One filter chain, compiled. Kept as it is, with its connections, by updates that leave it equal.
+pub(super) struct Chain {
+    pub name: Arc<str>,
+    hash: u64,
+    pub tls: Option<Arc<DownstreamContext>>,
+    pub connect_timeout: Option<Duration>,
+    pub network: NetworkChain,
+    pub drain: Drain,
+}
+
+/// A listener, compiled.
+pub(super) struct Listener {
+    pub config: Arc<ListenerConfig>,
+    chain_match: ChainMatch,
+    chains: Vec<Arc<Chain>>,
+    default_chain: Option<Arc<Chain>>,
+    /// Whether the destination is restored before anything is judged.
+    pub restores_destination: bool,
+    pub access_logs: Option<AccessLogs>,
+    pub stats: Arc<ListenerStats>,
+    pub drain: Drain,
+}
+
+impl Listener {
+    /// `kept` is the running listener when only filter chains differ: its drain, counters and equal chains live on.
+    ///
+    /// # Errors
+    /// The path of what cannot be compiled.
+    pub fn compile(
+        config: Arc<ListenerConfig>,
+        kept: Option<&Listener>,
+        services: &Arc<Services>,
+        workers: usize,
+    ) -> Result<Listener, ConfigError> {
+        let scope = services.registry.scope(&format!("listener.{}.", stat_name(&config)));
+        let drain = kept.map_or_else(|| services.drain.child(), |old| old.drain.clone());
+        let make = |chain: &FilterChainConfig| -> Result<Arc<Chain>, ConfigError> {
+            let same = |old: &&Arc<Chain>| old.hash == chain.hash && old.name == chain.name;
+            match kept.and_then(|old| old.all_chains().find(same)) {
+                Some(old) => Ok(old.clone()),
+                None => Chain::compile(chain, &scope, services, &drain).map(Arc::new),
+            }
+        };
+        let chain_match = ChainMatch::compile(&config.filter_chains)?;
+        let mut chains = Vec::with_capacity(config.filter_chains.len());
+        for (at, chain) in config.filter_chains.iter().enumerate() {
+            chains.push(make(chain).map_err(|e| e.inside(&format!("filter_chains[{at}]")))?);
+        }
+        let default_chain =
+            config.default_filter_chain.as_ref().map(make).transpose().map_err(|e| e.inside("default_filter_chain"))?;
+        let access_logs = match config.access_log.as_slice() {
+            [] => None,
+            logs => Some(AccessLogs::compile(logs, &services.log_files).map_err(|e| e.inside("access_log"))?),
+        };
+        let stats = kept.map_or_else(|| Arc::new(ListenerStats::new(&scope, workers)), |old| old.stats.clone());
+        let restores_destination = config.use_original_dst
+            || config.listener_filters.iter().any(|f| matches!(f, ListenerFilterConfig::OriginalDst));
+        Ok(Listener { chain_match, chains, default_chain, restores_destination, access_logs, stats, drain, config })
+    }
+
+    fn all_chains(&self) -> impl Iterator<Item = &Arc<Chain>> {
+        self.chains.iter().chain(&self.default_chain)
+    }
+
+    /// The chain for a connection, the default one included.
+    pub fn chain(&self, facts: &super::chain_match::Facts<'_>) -> Option<&Arc<Chain>> {
+        self.chain_match.find(facts).and_then(|at| self.chains.get(at)).or(self.default_chain.as_ref())
+    }
+
+    /// Chains that `newer` does not have any more.
+    pub fn chains_gone_in<'a>(&'a self, newer: &'a Listener) -> impl Iterator<Item = &'a Arc<Chain>> {
+        self.all_chains().filter(|old| !newer.all_chains().any(|new| Arc::ptr_eq(old, new)))
+    }
+
+    /// Whether `config` would make the same listener.
+    pub fn is_equal_to(&self, config: &ListenerConfig) -> bool {
+        let hashes = |c: &ListenerConfig| -> Vec<(Arc<str>, u64)> {
+            c.filter_chains.iter().map(|chain| (chain.name.clone(), chain.hash)).collect()
+        };
+        let default =
+            |c: &ListenerConfig| c.default_filter_chain.as_ref().map(|chain| (chain.name.clone(), chain.hash));
+        self.config.shell_hash == config.shell_hash
+            && hashes(&self.config) == hashes(config)
+            && default(&self.config) == default(config)
+    }
+
+    pub fn is_settled(&self) -> bool {
+        self.all_chains().all(|c| c.network.is_settled() && c.tls.as_ref().is_none_or(|tls| tls.is_settled()))
+    }
+
+    pub async fn settled(&self) {
+        for chain in self.all_chains() {
+            chain.network.settled().await;
+            if let Some(tls) = &chain.tls {
+                tls.settled().await;
+            }
+        }
+    }
+}
+
+impl Chain {
+    fn compile(
+        config: &FilterChainConfig,
+        scope: &Scope,
+        services: &Arc<Services>,
+        listener_drain: &Drain,
+    ) -> Result<Chain, ConfigError> {
+        let tls = match &config.transport {
+            DownstreamTransport::Raw => None,
+            DownstreamTransport::Tls(tls) => Some(
+                DownstreamContext::new(tls.clone(), &services.secrets, scope)
+                    .map_err(|e| e.inside("typed_config").inside("transport_socket"))?,
+            ),
+        };
+        Ok(Chain {
+            name: config.name.clone(),
+            hash: config.hash,
+            tls,
+            connect_timeout: config.transport_connect_timeout,
+            network: NetworkChain::compile(&config.filters, scope.prefix(), services)?,
+            drain: listener_drain.child(),
+        })
+    }
+}
+
+/// The listener's part of its stats' names: its address with `_` for `:`, unless it has a name of its own.
+fn stat_name(config: &ListenerConfig) -> String {
+    match (&config.stat_prefix, &config.address) {
+        (Some(prefix), _) => prefix.to_string(),
+        (None, Address::Socket(address)) => address.to_string().replace(':', "_"),
+        (None, Address::Pipe { path, .. }) => path.display().to_string().replace(':', "_"),
+    }
+}

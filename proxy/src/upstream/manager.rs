@@ -1,0 +1,598 @@
+//! All clusters: takes their configuration, warms them, and publishes them into their slots.
+//!
+//! Belongs to the control thread (the one with the `LocalRuntime` that warming and discovery run on); workers only hold
+//! slots. Knows nothing of where configuration comes from.
+
+use super::cluster::{Cluster, Place};
+use super::dns::{self, Resolvers};
+use super::slot::{ClusterSlot, SlotIds};
+use super::status::ClusterStatus;
+use super::xds_connector::XdsConnector;
+use crate::config::ConfigError;
+use crate::config::model::{ClusterConfig, ClusterDiscovery, LoadAssignment};
+use crate::slots::{Key, Slot, Store};
+use crate::stats::{Counter, Gauge, Registry};
+use crate::tls::Secrets;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+/// What became of a configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Update {
+    /// Equal to the one that runs.
+    Unchanged,
+    /// Will be published when its endpoints and secrets are there.
+    Warming,
+    Live,
+}
+
+/// All clusters.
+pub struct ClusterManager {
+    registry: Registry,
+    secrets: Arc<Secrets>,
+    assignments: Arc<Store<LoadAssignment>>,
+    local_cluster: Option<Arc<str>>,
+    resolvers: Resolvers,
+    slot_ids: Arc<SlotIds>,
+    state: Mutex<State>,
+    warming: watch::Sender<usize>,
+    stats: ManagerStats,
+}
+
+#[derive(Default)]
+struct State {
+    clusters: BTreeMap<Arc<str>, Entry>,
+    slots: HashMap<Arc<str>, Weak<ClusterSlot>>,
+    /// Number of slots at which dead ones are cleaned out.
+    clean_at: usize,
+    versions: u64,
+    live: usize,
+    warming: usize,
+}
+
+/// A cluster that exists, live or warming or both.
+struct Entry {
+    slot: Arc<ClusterSlot>,
+    /// What keeps the live version's endpoints up to date.
+    live: Option<Task>,
+    warming: Option<(Arc<Cluster>, Task)>,
+}
+
+/// Where a cluster stands.
+#[derive(Clone, Copy, Default)]
+struct Phase {
+    live: bool,
+    warming: bool,
+}
+
+/// A task that ends when this is dropped; `None` for clusters that need none.
+struct Task(Option<AbortHandle>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}
+
+/// `cluster_manager.*`.
+struct ManagerStats {
+    active: Gauge,
+    warming: Gauge,
+    added: Counter,
+    modified: Counter,
+    removed: Counter,
+    updated: Counter,
+}
+
+impl ClusterManager {
+    pub fn new(
+        registry: Registry,
+        secrets: Arc<Secrets>,
+        assignments: Arc<Store<LoadAssignment>>,
+        local_cluster: Option<Arc<str>>,
+    ) -> Arc<ClusterManager> {
+        let scope = registry.scope("cluster_manager.");
+        let stats = ManagerStats {
+            active: scope.gauge("active_clusters"),
+            warming: scope.gauge("warming_clusters"),
+            added: scope.counter("cluster_added"),
+            modified: scope.counter("cluster_modified"),
+            removed: scope.counter("cluster_removed"),
+            updated: scope.counter("cluster_updated"),
+        };
+        Arc::new(ClusterManager {
+            registry,
+            secrets,
+            assignments,
+            local_cluster,
+            resolvers: Resolvers::default(),
+            slot_ids: Arc::default(),
+            state: Mutex::default(),
+            warming: watch::Sender::new(0),
+            stats,
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The cluster that this proxy itself is an endpoint of, as the bootstrap names it.
+    pub fn local_cluster(&self) -> Option<&Arc<str>> {
+        self.local_cluster.as_ref()
+    }
+
+    /// The slot of this name, made when it is new. Slots live as long as somebody holds them.
+    pub fn slot(&self, name: &str) -> Arc<ClusterSlot> {
+        self.state().slot(name, &self.slot_ids)
+    }
+
+    /// Takes a configuration; warming goes on by itself on the calling thread's `LocalRuntime` (`spawn_local`). An
+    /// update keeps the hosts of equal address, and the running cluster serves until the new one is warm. A cluster of
+    /// the bootstrap is never replaced by one that comes by API.
+    ///
+    /// # Errors
+    /// What cannot be built (TLS context); the running cluster stays.
+    pub fn add_or_update(
+        self: &Arc<Self>,
+        config: Arc<ClusterConfig>,
+        added_via_api: bool,
+    ) -> Result<Update, ConfigError> {
+        let mut state = self.state();
+        let slot = state.slot(&config.name, &self.slot_ids);
+        let running = slot.load();
+        if let Some(entry) = state.clusters.get_mut(&config.name) {
+            let of_bootstrap = running.as_ref().is_some_and(|c| !c.added_via_api);
+            if added_via_api && of_bootstrap {
+                return Ok(Update::Unchanged);
+            }
+            if entry.warming.as_ref().is_some_and(|(c, _)| c.config.hash == config.hash) {
+                return Ok(Update::Unchanged);
+            }
+            if running.as_ref().is_some_and(|c| c.config.hash == config.hash) {
+                // back to what runs: a version that was warming is wanted no more
+                let before = entry.phase();
+                entry.warming = None;
+                let after = entry.phase();
+                self.count(&mut state, before, after);
+                return Ok(Update::Unchanged);
+            }
+        }
+        state.versions += 1;
+        let place = Place {
+            slot_id: slot.id,
+            version: state.versions,
+            added_via_api,
+            registry: &self.registry,
+            secrets: &self.secrets,
+            running: running.as_deref(),
+        };
+        let cluster = Arc::new(Cluster::new(Arc::clone(&config), &place)?);
+        if state.clusters.contains_key(&config.name) { &self.stats.modified } else { &self.stats.added }.inc();
+        let entry =
+            state.clusters.entry(Arc::clone(&config.name)).or_insert_with(|| Entry { slot, live: None, warming: None });
+        let before = entry.phase();
+        let source = Source::of(&cluster, &self.assignments);
+        let settled = cluster.tls_contexts().all(|c| c.is_settled());
+        let update = match source {
+            Source::Fixed if settled => {
+                entry.warming = None;
+                entry.publish(&cluster, None);
+                entry.live = Some(Task(None));
+                Update::Live
+            }
+            Source::Eds(slot) if settled && slot.is_settled() => {
+                entry.warming = None;
+                cluster.update_stats().update_attempt.inc();
+                // subscribed before the value is read, so that no update falls between
+                let changes = slot.watch();
+                let assignment = slot.load().unwrap_or_default();
+                entry.publish(&cluster, Some(&assignment));
+                cluster.update_stats().update_success.inc();
+                let task = follow_assignments(Arc::downgrade(self), Arc::clone(&cluster), slot, changes);
+                entry.live = Some(spawn(task));
+                Update::Live
+            }
+            source => {
+                let task = spawn(warm(Arc::downgrade(self), Arc::clone(&cluster), source));
+                entry.warming = Some((cluster, task));
+                Update::Warming
+            }
+        };
+        let after = entry.phase();
+        self.count(&mut state, before, after);
+        Ok(update)
+    }
+
+    /// Removes a cluster that came by API, warming or live; its connections drain. Clusters of the bootstrap stay.
+    pub fn remove(&self, name: &str) -> bool {
+        let mut state = self.state();
+        let removable = state.clusters.get(name).is_some_and(|entry| {
+            let live = entry.slot.load();
+            live.as_ref().or(entry.warming.as_ref().map(|(c, _)| c)).is_some_and(|c| c.added_via_api)
+        });
+        let Some(entry) = removable.then(|| state.clusters.remove(name)).flatten() else { return false };
+        entry.slot.publish(None);
+        self.stats.removed.inc();
+        self.count(&mut state, entry.phase(), Phase::default());
+        true
+    }
+
+    /// Names of clusters that wait for something.
+    pub fn warming(&self) -> Vec<Arc<str>> {
+        let state = self.state();
+        state.clusters.iter().filter(|(_, e)| e.warming.is_some()).map(|(name, _)| Arc::clone(name)).collect()
+    }
+
+    /// Returns once no cluster is warming.
+    pub async fn all_warm(&self) {
+        let mut warming = self.warming.subscribe();
+        // the sender lives in self
+        let _ = warming.wait_for(|n| *n == 0).await;
+    }
+
+    /// How the xDS client reaches this cluster: a fresh connection (socket, TLS) to one of its endpoints. `None`: no such
+    /// cluster is known.
+    pub fn xds_connector(self: &Arc<Self>, name: &str) -> Option<Arc<dyn xds_client::Connect>> {
+        let slot = self.state().clusters.get(name).map(|entry| Arc::clone(&entry.slot))?;
+        Some(Arc::new(XdsConnector::new(slot)))
+    }
+
+    /// Every live cluster, by name, as /clusters shows it.
+    pub fn statuses(&self) -> Vec<ClusterStatus> {
+        let live: Vec<Arc<Cluster>> = self.state().clusters.values().filter_map(|entry| entry.slot.load()).collect();
+        live.iter().map(|cluster| ClusterStatus::of(cluster)).collect()
+    }
+
+    /// Every live cluster, by name.
+    pub fn clusters(&self) -> Vec<Arc<Cluster>> {
+        self.state().clusters.values().filter_map(|entry| entry.slot.load()).collect()
+    }
+
+    pub(super) fn resolvers(&self) -> &Resolvers {
+        &self.resolvers
+    }
+
+    pub(super) fn endpoints_changed(&self) {
+        self.stats.updated.inc();
+    }
+
+    /// Follows one entry's step from one phase to another: counting all entries on each push would be quadratic.
+    fn count(&self, state: &mut State, before: Phase, after: Phase) {
+        state.live = state.live + usize::from(after.live) - usize::from(before.live);
+        state.warming = state.warming + usize::from(after.warming) - usize::from(before.warming);
+        let warming = state.warming;
+        self.stats.warming.set(warming as u64);
+        self.stats.active.set(state.live as u64);
+        self.warming.send_if_modified(|n| std::mem::replace(n, warming) != warming);
+    }
+
+    /// Publishes a version that has become warm, unless another has taken its place.
+    fn warmed(&self, cluster: &Arc<Cluster>, assignment: Option<&LoadAssignment>) {
+        let mut state = self.state();
+        let Some(entry) = state.clusters.get_mut(&cluster.config.name) else { return };
+        let before = entry.phase();
+        let Some((warm, task)) = entry.warming.take() else { return };
+        if Arc::ptr_eq(&warm, cluster) {
+            entry.publish(cluster, assignment);
+            entry.live = Some(task);
+        } else {
+            entry.warming = Some((warm, task));
+        }
+        let after = entry.phase();
+        self.count(&mut state, before, after);
+    }
+}
+
+fn spawn(task: impl Future<Output = ()> + 'static) -> Task {
+    Task(Some(tokio::task::spawn_local(task).abort_handle()))
+}
+
+impl State {
+    fn slot(&mut self, name: &str, ids: &Arc<SlotIds>) -> Arc<ClusterSlot> {
+        if let Some(slot) = self.slots.get(name).and_then(Weak::upgrade) {
+            return slot;
+        }
+        if self.slots.len() >= self.clean_at {
+            self.slots.retain(|_, slot| slot.strong_count() > 0);
+            self.clean_at = (self.slots.len() * 2).max(64);
+        }
+        let name: Arc<str> = name.into();
+        let slot = ClusterSlot::new(Arc::clone(&name), ids);
+        self.slots.insert(name, Arc::downgrade(&slot));
+        slot
+    }
+}
+
+impl Entry {
+    fn phase(&self) -> Phase {
+        Phase { live: self.live.is_some(), warming: self.warming.is_some() }
+    }
+
+    fn publish(&self, cluster: &Arc<Cluster>, assignment: Option<&LoadAssignment>) {
+        if let Some(running) = self.slot.load() {
+            cluster.start_from(&running);
+        }
+        match (&cluster.config.discovery, assignment) {
+            (ClusterDiscovery::Static(assignment), _) | (_, Some(assignment)) => {
+                cluster.apply(assignment);
+            }
+            _ => {}
+        }
+        self.slot.publish(Some(Arc::clone(cluster)));
+    }
+}
+
+/// Where a cluster's endpoints come from.
+enum Source {
+    Fixed,
+    Eds(Arc<Slot<LoadAssignment>>),
+    Dns,
+}
+
+impl Source {
+    fn of(cluster: &Cluster, assignments: &Store<LoadAssignment>) -> Source {
+        match &cluster.config.discovery {
+            ClusterDiscovery::Static(_) | ClusterDiscovery::OriginalDst { .. } => Source::Fixed,
+            ClusterDiscovery::Eds { service_name, source } => {
+                Source::Eds(assignments.slot(Key { name: Arc::clone(service_name), source: Some(source.clone()) }))
+            }
+            ClusterDiscovery::StrictDns { .. } | ClusterDiscovery::LogicalDns { .. } => Source::Dns,
+        }
+    }
+}
+
+/// Waits for everything a cluster needs, publishes it, and keeps its endpoints up to date from then on.
+async fn warm(manager: Weak<ClusterManager>, cluster: Arc<Cluster>, source: Source) {
+    for context in cluster.tls_contexts() {
+        context.settled().await;
+    }
+    match source {
+        Source::Fixed => {
+            if let Some(manager) = manager.upgrade() {
+                manager.warmed(&cluster, None);
+            }
+        }
+        Source::Eds(slot) => {
+            cluster.update_stats().update_attempt.inc();
+            slot.settled().await;
+            let changes = slot.watch();
+            let assignment = slot.load();
+            if assignment.is_some() {
+                cluster.update_stats().update_success.inc();
+            }
+            let Some(up) = manager.upgrade() else { return };
+            up.warmed(&cluster, Some(&assignment.unwrap_or_default()));
+            drop(up);
+            follow_assignments(manager, cluster, slot, changes).await;
+        }
+        Source::Dns => dns::follow(manager, cluster).await,
+    }
+}
+
+impl ClusterManager {
+    pub(super) fn resolved(&self, cluster: &Arc<Cluster>, assignment: &LoadAssignment, first: bool) {
+        if first {
+            self.warmed(cluster, Some(assignment));
+        } else if cluster.apply(assignment) {
+            self.endpoints_changed();
+        } else {
+            cluster.update_stats().rare().update_no_rebuild.inc();
+        }
+    }
+}
+
+/// Applies every later assignment. An assignment that goes away changes nothing, as in Envoy: the last one serves on.
+async fn follow_assignments(
+    manager: Weak<ClusterManager>,
+    cluster: Arc<Cluster>,
+    slot: Arc<Slot<LoadAssignment>>,
+    mut changes: watch::Receiver<crate::slots::Progress>,
+) {
+    while changes.changed().await.is_ok() {
+        let stats = cluster.update_stats();
+        match slot.load() {
+            Some(assignment) => {
+                stats.update_success.inc();
+                if !cluster.apply(&assignment) {
+                    stats.rare().update_no_rebuild.inc();
+                } else if let Some(manager) = manager.upgrade() {
+                    manager.endpoints_changed();
+                }
+            }
+            None => stats.rare().update_empty.inc(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::model::{ConfigSource, ConfigSourceKind};
+    use crate::upstream::testing::{assignment, config, endpoint, manager};
+
+    fn run<F: Future<Output = ()>>(test: F) {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_all().build_local(tokio::runtime::LocalOptions::default()).unwrap();
+        runtime.block_on(test);
+    }
+
+    async fn settle() {
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn source() -> ConfigSource {
+        ConfigSource { kind: ConfigSourceKind::Ads, initial_fetch_timeout: None }
+    }
+
+    fn eds(name: &str, service: &str, hash: u64) -> Arc<ClusterConfig> {
+        let discovery = ClusterDiscovery::Eds { service_name: service.into(), source: source() };
+        Arc::new(ClusterConfig { hash, ..config(name, discovery) })
+    }
+
+    fn fixed(name: &str, port: u16, hash: u64) -> Arc<ClusterConfig> {
+        let discovery = ClusterDiscovery::Static(assignment(vec![(0, vec![endpoint(port)])]));
+        Arc::new(ClusterConfig { hash, ..config(name, discovery) })
+    }
+
+    fn key(service: &str) -> Key {
+        Key { name: service.into(), source: Some(source()) }
+    }
+
+    fn ports(cluster: &Cluster) -> Vec<String> {
+        cluster.endpoints().hosts().map(|h| h.address.to_string()).collect()
+    }
+
+    fn give(store: &Store<LoadAssignment>, service: &str, of: &[u16]) {
+        let endpoints = of.iter().map(|port| endpoint(*port)).collect();
+        store.fill(&key(service), Arc::new(assignment(vec![(0, endpoints)])));
+    }
+
+    #[test]
+    fn a_slot_outlives_its_cluster_and_an_equal_push_is_no_update() {
+        run(async {
+            let (manager, _) = manager();
+            let slot = manager.slot("a");
+            assert!(slot.load().is_none());
+            assert_eq!(manager.add_or_update(fixed("a", 1, 1), true), Ok(Update::Live));
+            let first = slot.load().unwrap();
+            assert_eq!(manager.add_or_update(fixed("a", 1, 1), true), Ok(Update::Unchanged));
+            assert!(Arc::ptr_eq(&first, &slot.load().unwrap()));
+            first.stats().upstream_cx_total.add(3);
+            assert_eq!(manager.add_or_update(fixed("a", 1, 2), true), Ok(Update::Live));
+            let second = slot.load().unwrap();
+            assert!(first.is_retired() && !second.is_retired());
+            assert_eq!(second.stats().upstream_cx_total.value(), 3, "a new version counts on");
+            let host = |c: &Cluster| Arc::clone(c.endpoints().hosts().next().unwrap());
+            assert!(Arc::ptr_eq(&host(&first), &host(&second)) && !host(&second).is_removed());
+            assert!(manager.remove("a") && !manager.remove("a"));
+            assert!(slot.load().is_none() && second.is_retired());
+            let stats = &manager.stats;
+            assert_eq!((stats.added.value(), stats.modified.value(), stats.removed.value()), (1, 1, 1));
+            assert_eq!(stats.active.value(), 0);
+        });
+    }
+
+    #[test]
+    fn an_eds_cluster_warms_until_its_endpoints_arrive() {
+        run(async {
+            let (manager, store) = manager();
+            assert_eq!(manager.add_or_update(eds("a", "svc", 1), true), Ok(Update::Warming));
+            assert_eq!(manager.add_or_update(eds("a", "svc", 1), true), Ok(Update::Unchanged));
+            settle().await;
+            assert_eq!((manager.warming(), manager.stats.warming.value()), (vec!["a".into()], 1));
+            assert!(manager.slot("a").load().is_none());
+            give(&store, "svc", &[1, 2]);
+            manager.all_warm().await;
+            let cluster = manager.slot("a").load().unwrap();
+            assert_eq!(ports(&cluster), ["127.0.0.1:1", "127.0.0.1:2"]);
+            let kept = Arc::clone(cluster.endpoints().hosts().nth(1).unwrap());
+            give(&store, "svc", &[2, 3]);
+            settle().await;
+            assert_eq!(ports(&cluster), ["127.0.0.1:2", "127.0.0.1:3"]);
+            assert!(Arc::ptr_eq(cluster.endpoints().hosts().next().unwrap(), &kept));
+            store.clear(&key("svc"));
+            settle().await;
+            assert_eq!(ports(&cluster).len(), 2, "an assignment that goes away changes nothing");
+            assert_eq!(cluster.update_stats().rare().update_empty.value(), 1);
+        });
+    }
+
+    #[test]
+    fn the_running_version_serves_while_the_next_one_warms() {
+        run(async {
+            let (manager, store) = manager();
+            let slot = manager.slot("a");
+            manager.add_or_update(fixed("a", 1, 1), true).unwrap();
+            let first = slot.load().unwrap();
+            manager.add_or_update(eds("a", "svc", 2), true).unwrap();
+            manager.add_or_update(eds("a", "other", 3), true).unwrap();
+            settle().await;
+            assert!(Arc::ptr_eq(&slot.load().unwrap(), &first) && !first.is_retired());
+            give(&store, "svc", &[9]);
+            settle().await;
+            assert!(Arc::ptr_eq(&slot.load().unwrap(), &first), "that version is wanted no more");
+            give(&store, "other", &[1]);
+            manager.all_warm().await;
+            let next = slot.load().unwrap();
+            assert_eq!((next.config.hash, ports(&next)), (3, vec!["127.0.0.1:1".to_owned()]));
+        });
+    }
+
+    #[test]
+    fn going_back_to_what_runs_ends_the_warming() {
+        run(async {
+            let (manager, _store) = manager();
+            manager.add_or_update(fixed("a", 1, 1), true).unwrap();
+            manager.add_or_update(eds("a", "svc", 2), true).unwrap();
+            assert_eq!(manager.add_or_update(fixed("a", 1, 1), true), Ok(Update::Unchanged));
+            manager.all_warm().await;
+        });
+    }
+
+    #[test]
+    fn a_cluster_with_known_endpoints_is_live_at_once() {
+        run(async {
+            let (manager, store) = manager();
+            manager.add_or_update(eds("a", "svc", 1), true).unwrap();
+            give(&store, "svc", &[1]);
+            manager.all_warm().await;
+            assert_eq!(manager.add_or_update(eds("a", "svc", 2), true), Ok(Update::Live));
+            let cluster = manager.slot("a").load().unwrap();
+            give(&store, "svc", &[1, 2]);
+            settle().await;
+            assert_eq!(ports(&cluster).len(), 2);
+        });
+    }
+
+    #[test]
+    fn an_endpoint_set_that_never_comes_ends_the_warming_empty() {
+        run(async {
+            let (manager, store) = manager();
+            manager.add_or_update(eds("a", "svc", 1), true).unwrap();
+            settle().await;
+            store.give_up(&key("svc"));
+            manager.all_warm().await;
+            assert!(ports(&manager.slot("a").load().unwrap()).is_empty());
+        });
+    }
+
+    #[test]
+    fn clusters_of_the_bootstrap_are_not_for_the_api() {
+        run(async {
+            let (manager, _) = manager();
+            manager.add_or_update(fixed("a", 1, 1), false).unwrap();
+            assert_eq!(manager.add_or_update(fixed("a", 2, 2), true), Ok(Update::Unchanged));
+            assert!(!manager.remove("a"));
+            let [status] = &manager.statuses()[..] else { panic!("one cluster") };
+            assert_eq!((&*status.name, status.added_via_api, status.hosts.len()), ("a", false, 1));
+            assert_eq!((status.hosts[0].health_flags, status.hosts[0].success_rate), ("healthy", -1.0));
+        });
+    }
+
+    #[test]
+    fn the_xds_client_gets_a_counted_connection() {
+        run(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let (manager, _) = manager();
+            assert!(manager.xds_connector("xds").is_none());
+            let port = listener.local_addr().unwrap().port();
+            manager.add_or_update(fixed("xds", port, 1), false).unwrap();
+            let connector = manager.xds_connector("xds").unwrap();
+            let stream = connector.connect().await.unwrap();
+            let cluster = manager.slot("xds").load().unwrap();
+            let stats = cluster.stats();
+            assert_eq!((stats.upstream_cx_active.value(), stats.upstream_cx_http2_total.value()), (1, 1));
+            drop((stream, listener));
+            assert_eq!(stats.upstream_cx_active.value(), 0);
+            assert!(connector.connect().await.is_err());
+            assert_eq!((stats.upstream_cx_connect_fail.value(), stats.upstream_cx_active.value()), (1, 0));
+        });
+    }
+}
