@@ -117,7 +117,7 @@ pub struct Options {
     pub flags: Vec<OsString>,
     /// Words to put before the program, such as `ip netns exec NAME`.
     pub prefix: Vec<OsString>,
-    /// User and group to run as.
+    /// User and group to run as; after the prefix, which may need root.
     pub user: Option<u32>,
 }
 
@@ -401,10 +401,18 @@ impl Drop for Proxy {
 
 fn command(options: Options) -> Result<Command, Error> {
     let binary = if options.binary.as_os_str().is_empty() { outrigger()? } else { options.binary };
-    let mut words = options.prefix.into_iter().chain([binary.into_os_string()]);
+    let mut words = options.prefix;
+    let mut user = options.user;
+    if let Some(user) = user.take_if(|_| !words.is_empty()) {
+        // Programs such as `ip netns exec` need root themselves.
+        let id = user.to_string();
+        words.extend(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--"].map(OsString::from));
+    }
+    words.push(binary.into_os_string());
+    let mut words = words.into_iter();
     let mut command = Command::new(words.next().unwrap_or_default());
     command.args(words).args(options.flags);
-    if let Some(user) = options.user {
+    if let Some(user) = user {
         command.uid(user).gid(user);
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -1,0 +1,268 @@
+//! The admin page, as operators and agents use it.
+
+use outrigger_tests::origin::Origin;
+use outrigger_tests::proxy::Proxy;
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use super::support::*;
+
+async fn bed() -> (Origin, Bed) {
+    let origin = Origin::start("v1").unwrap();
+    let front = Front { routes: &all_to("a"), ..Front::default() };
+    let clusters = cluster("a", &[origin.address()], "") + &cluster("secure", &[origin.address()], "");
+    let bed = Bed::start(front, &clusters).await;
+    (origin, bed)
+}
+
+async fn json(proxy: &Proxy, path: &str) -> Value {
+    let reply = proxy.admin(path).await.unwrap();
+    assert_eq!((reply.status.as_u16(), reply.header("content-type")), (200, "application/json"), "{path}");
+    reply.json()
+}
+
+#[tokio::test]
+async fn ready_and_server_info() {
+    let (_origin, bed) = bed().await;
+    let ready = bed.proxy.admin("/ready").await.unwrap();
+    assert_eq!((ready.text().as_str(), ready.header("content-type")), ("LIVE\n", "text/plain; charset=UTF-8"));
+    assert_eq!(
+        (ready.header("cache-control"), ready.header("x-content-type-options")),
+        ("no-cache, max-age=0", "nosniff")
+    );
+    let info = json(&bed.proxy, "/server_info").await;
+    assert_eq!((&info["state"], &info["node"]["id"]), (&"LIVE".into(), &"test".into()));
+    assert_eq!(
+        (&info["command_line_options"]["concurrency"], &info["command_line_options"]["drain_time"]),
+        (&1.into(), &"1s".into())
+    );
+    assert_eq!(info["version"].as_str().map(|v| v.split('/').count()), Some(5), "{}", info["version"]);
+}
+
+#[tokio::test]
+async fn stats_in_every_form() {
+    let (_origin, bed) = bed().await;
+    assert_eq!(bed.client(WAYS[0]).await.get("a", "/").await.status, 200);
+    let text = bed.proxy.admin("/stats").await.unwrap().text();
+    let names: Vec<&str> = text.lines().filter_map(|line| line.split_once(": ")).map(|(name, _)| name).collect();
+    for name in [
+        "cluster.a.upstream_rq_total",
+        "cluster.a.upstream_cx_active",
+        "cluster_manager.active_clusters",
+        "http.front.downstream_rq_2xx",
+        "http.front.downstream_cx_length_ms",
+        "listener.front.downstream_cx_total",
+        "listener_manager.total_listeners_active",
+        "server.live",
+        "server.state",
+        "server.uptime",
+    ] {
+        assert!(names.contains(&name), "{name} is missing");
+    }
+    let used = bed.proxy.admin("/stats?usedonly").await.unwrap().text();
+    assert!(used.contains("cluster.a.upstream_rq_200: 1\n") && !used.contains("cluster.a.upstream_rq_retry"));
+    let filtered = bed.proxy.admin("/stats?filter=%5Ecluster%5C.a%5C.upstream_rq_2").await.unwrap().text();
+    assert_eq!(filtered, "cluster.a.upstream_rq_200: 1\ncluster.a.upstream_rq_2xx: 1\n");
+    let page = json(&bed.proxy, "/stats?format=json&filter=upstream_rq_2xx").await;
+    assert!(
+        page["stats"]
+            .as_array()
+            .unwrap()
+            .contains(&serde_json::json!({"name": "cluster.a.upstream_rq_2xx", "value": 1})),
+        "{page}"
+    );
+    let counters =
+        bed.proxy.admin("/stats?type=Counters&filter=cluster.a.upstream_cx_(total|active)").await.unwrap().text();
+    assert_eq!(counters, "cluster.a.upstream_cx_total: 1\n");
+}
+
+#[tokio::test]
+async fn prometheus_reads_it() {
+    let (_origin, bed) = bed().await;
+    for _ in 0..3 {
+        assert_eq!(bed.client(WAYS[0]).await.get("a", "/").await.status, 200);
+    }
+    let series = "envoy_cluster_upstream_rq_time_count{envoy_cluster_name=\"a\"} 3";
+    eventually("the histogram to be flushed", || async {
+        bed.proxy.admin("/stats/prometheus").await.unwrap().text().contains(series)
+    })
+    .await;
+    let text = bed.proxy.admin("/stats/prometheus").await.unwrap().text();
+    for line in [
+        "# TYPE envoy_cluster_upstream_rq_xx counter",
+        "envoy_cluster_upstream_rq_xx{envoy_response_code_class=\"2\",envoy_cluster_name=\"a\"} 3",
+        "envoy_cluster_upstream_rq{envoy_response_code=\"200\",envoy_cluster_name=\"a\"} 3",
+        "envoy_http_downstream_rq_xx{envoy_response_code_class=\"2\",envoy_http_conn_manager_prefix=\"front\"} 3",
+        "# TYPE envoy_cluster_membership_healthy gauge",
+        "envoy_cluster_membership_healthy{envoy_cluster_name=\"a\"} 1",
+        "# TYPE envoy_cluster_upstream_rq_time histogram",
+        "envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name=\"a\",le=\"+Inf\"} 3",
+        "envoy_server_live{} 1",
+    ] {
+        assert!(text.lines().any(|l| l == line), "no line {line}");
+    }
+    // Every line is a type or a sample of the type last named.
+    let mut family = String::new();
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        if let Some(kind) = line.strip_prefix("# TYPE ") {
+            family = kind.split(' ').next().unwrap().to_owned();
+            continue;
+        }
+        let (name, rest) = line.split_once('{').expect(line);
+        let (_, value) = rest.rsplit_once("} ").expect(line);
+        assert!(name.starts_with(&family), "{line} under {family}");
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+    }
+    let used = bed.proxy.admin("/stats/prometheus?usedonly").await.unwrap().text();
+    assert!(used.len() < text.len() && used.contains(series));
+}
+
+#[tokio::test]
+async fn clusters_and_listeners() {
+    let (origin, bed) = bed().await;
+    assert_eq!(bed.client(WAYS[0]).await.get("a", "/").await.status, 200);
+    let text = bed.proxy.admin("/clusters").await.unwrap().text();
+    let host = origin.address();
+    for line in [
+        "a::observability_name::a".to_owned(),
+        "a::default_priority::max_connections::1024".to_owned(),
+        "a::added_via_api::false".to_owned(),
+        format!("a::{host}::rq_total::1"),
+        format!("a::{host}::cx_active::1"),
+        format!("a::{host}::health_flags::healthy"),
+        format!("a::{host}::weight::1"),
+    ] {
+        assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
+    }
+    let page = json(&bed.proxy, "/clusters?format=json").await;
+    let a = page["cluster_statuses"].as_array().unwrap().iter().find(|c| c["name"] == "a").unwrap();
+    assert_eq!(a["host_statuses"][0]["address"]["socket_address"]["port_value"], host.port());
+    assert_eq!(a["host_statuses"][0]["health_status"]["eds_health_status"], "HEALTHY");
+    let text = bed.proxy.admin("/listeners").await.unwrap().text();
+    assert_eq!(text, format!("front::{}\nfront-mtls::{}\n", bed.plain, bed.mtls));
+}
+
+#[tokio::test]
+async fn the_configuration_is_shown_without_its_secrets() {
+    let keys = Keys::new();
+    let inline = std::fs::read_to_string(keys.dir().join("server/key.pem")).unwrap().replace('\n', "\\n");
+    let chain = std::fs::read_to_string(keys.dir().join("server/cert.pem")).unwrap().replace('\n', "\\n");
+    let transport = format!(
+        "{{ name: envoy.transport_sockets.tls, typed_config: {{ '@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, \
+         common_tls_context: {{ tls_certificates: [{{ certificate_chain: {{ inline_string: \"{chain}\" }}, private_key: {{ inline_string: \"{inline}\" }} }}] }} }} }}"
+    );
+    let front = Front {
+        routes: "{ match: { prefix: / }, direct_response: { status: 200 } }",
+        transport: &transport,
+        ..Front::default()
+    };
+    let proxy = start(&front.yaml(), &cluster("a", &[dead_address()], "")).await;
+    let reply = proxy.admin("/config_dump").await.unwrap();
+    let text = reply.text();
+    let secret = keys.server.key_pem.lines().nth(1).unwrap();
+    assert!(!text.contains(secret), "the private key is shown");
+    assert!(text.contains("[redacted]"));
+    let page = reply.json();
+    let sections: Vec<&str> = page["configs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["@type"].as_str().unwrap().rsplit('.').next().unwrap())
+        .collect();
+    for section in ["BootstrapConfigDump", "ClustersConfigDump", "ListenersConfigDump", "RoutesConfigDump"] {
+        assert!(sections.contains(&section), "{section} is missing in {sections:?}");
+    }
+    let clusters = page["configs"].as_array().unwrap().iter().find(|c| c["static_clusters"].is_array()).unwrap();
+    assert_eq!(clusters["static_clusters"][0]["cluster"]["name"], "a");
+    let only = json(&proxy, "/config_dump?resource=static_clusters").await;
+    assert_eq!(only["configs"][0]["cluster"]["name"], "a");
+    assert_eq!(only["configs"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn certificates_are_listed() {
+    let (_origin, bed) = bed().await;
+    let page = json(&bed.proxy, "/certs").await;
+    let found = page["certificates"].as_array().unwrap();
+    let chain = found.iter().find(|c| c["cert_chain"][0]["subject_alt_names"].to_string().contains(SERVER_ID)).unwrap();
+    let leaf = &chain["cert_chain"][0];
+    assert_eq!(leaf["path"], bed.keys.dir().join("server/cert.pem").to_str().unwrap());
+    assert_eq!(leaf["days_until_expiration"], "0");
+    assert!(
+        leaf["expiration_time"].as_str().unwrap().ends_with('Z') && !leaf["serial_number"].as_str().unwrap().is_empty()
+    );
+}
+
+#[tokio::test]
+async fn log_levels_change() {
+    let (_origin, bed) = bed().await;
+    let levels = bed.proxy.admin_post("/logging").await.unwrap().text();
+    assert!(levels.starts_with("active loggers:\n") && levels.contains("  http: warning\n"), "{levels}");
+    let levels = bed.proxy.admin_post("/logging?http=debug").await.unwrap().text();
+    assert!(levels.contains("  http: debug\n") && levels.contains("  upstream: warning\n"), "{levels}");
+    let levels = bed.proxy.admin_post("/logging?level=error").await.unwrap().text();
+    assert!(levels.contains("  http: error\n") && levels.contains("  upstream: error\n"), "{levels}");
+    let bad = bed.proxy.admin_post("/logging?nonsense=debug").await.unwrap();
+    assert_eq!(bad.status, 400, "{}", bad.text());
+    assert_eq!(bed.proxy.admin_post("/logging?level=loud").await.unwrap().status, 400);
+}
+
+#[tokio::test]
+async fn a_failed_health_check_asks_clients_to_leave() {
+    let (_origin, bed) = bed().await;
+    let mut client = bed.client(WAYS[0]).await;
+    assert_eq!(client.get("a", "/").await.header("connection"), "");
+    let reply = bed.proxy.admin_post("/healthcheck/fail").await.unwrap();
+    assert_eq!((reply.status.as_u16(), reply.text().as_str()), (200, "OK\n"));
+    let ready = bed.proxy.admin("/ready").await.unwrap();
+    assert_eq!((ready.status.as_u16(), ready.text().as_str()), (503, "DRAINING\n"));
+    let reply = client.get("a", "/").await;
+    assert_eq!((reply.status.as_u16(), reply.header("connection")), (200, "close"));
+    client.wait_closed().await;
+    let mut h2 = bed.client(WAYS[1]).await;
+    assert_eq!(h2.get("a", "/").await.status, 200);
+    h2.wait_closed().await;
+    bed.proxy.admin_post("/healthcheck/ok").await.unwrap();
+    assert_eq!(bed.proxy.admin("/ready").await.unwrap().text(), "LIVE\n");
+    assert_eq!(bed.client(WAYS[0]).await.get("a", "/").await.header("connection"), "");
+}
+
+#[tokio::test]
+async fn listeners_drain_at_once_or_gracefully() {
+    let (_origin, bed) = bed().await;
+    assert_eq!(bed.proxy.admin_post("/drain_listeners?graceful&skip_exit").await.unwrap().text(), "OK\n");
+    assert_eq!(bed.client(WAYS[0]).await.get("a", "/").await.status, 200, "graceful keeps accepting");
+    assert_eq!(bed.proxy.admin_post("/drain_listeners").await.unwrap().text(), "OK\n");
+    eventually("the ports to close", || async { TcpStream::connect(bed.plain).await.is_err() }).await;
+    assert_eq!(bed.proxy.admin("/ready").await.unwrap().text(), "LIVE\n");
+}
+
+#[tokio::test]
+async fn quitquitquit_and_sigterm_end_well() {
+    let (_origin, bed) = bed().await;
+    assert!(bed.proxy.quit().await.unwrap().success());
+    let (_origin, other) = self::bed().await;
+    assert!(other.proxy.terminate().await.unwrap().success());
+}
+
+#[tokio::test]
+async fn what_is_not_there_or_not_allowed() {
+    let (_origin, bed) = bed().await;
+    let reply = bed.proxy.admin("/no/such/page").await.unwrap();
+    assert_eq!(reply.status, 404);
+    assert!(reply.text().starts_with("invalid path. admin commands are:\n  /: Admin home page\n"), "{}", reply.text());
+    for path in ["/quitquitquit", "/healthcheck/fail", "/drain_listeners", "/logging"] {
+        let reply = bed.proxy.admin(path).await.unwrap();
+        assert_eq!(
+            (reply.status.as_u16(), reply.text().trim_end()),
+            (405, "Method GET not allowed, POST required."),
+            "{path}"
+        );
+    }
+    let help = bed.proxy.admin("/help").await.unwrap().text();
+    for path in
+        ["/certs", "/clusters", "/config_dump", "/listeners", "/ready", "/server_info", "/stats", "/stats/prometheus"]
+    {
+        assert!(help.contains(&format!("  {path}")), "{path} is missing");
+    }
+}

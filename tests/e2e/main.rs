@@ -1,0 +1,19 @@
+//! The binary as a client, an upstream or an operator sees it.
+//!
+//! Every test runs a real proxy with Envoy's configuration and flags. `OUTRIGGER_BIN=<path of Envoy 1.40>` runs the
+//! same bodies on the real Envoy, which all of them but `cli` pass: what they assert is Envoy's behaviour.
+
+mod support;
+
+mod access_log;
+mod admin;
+mod bad_input;
+mod cli;
+mod failures;
+mod messages;
+mod netns;
+mod routing;
+mod tcp;
+mod tls;
+mod upstream;
+mod xds;
