@@ -113,7 +113,8 @@ async fn inbound_traffic_reaches_the_application_from_127_0_0_6() {
         chain("", "passthrough")
     );
     let bind = "upstream_bind_config: { source_address: { address: 127.0.0.6, port_value: 0 } }";
-    let clusters = format!("  - {{ name: inbound, {ORIGINAL}, {bind} }}\n  - {{ name: passthrough, {ORIGINAL}, {bind} }}\n");
+    let clusters =
+        format!("  - {{ name: inbound, {ORIGINAL}, {bind} }}\n  - {{ name: passthrough, {ORIGINAL}, {bind} }}\n");
     let _proxy = proxy_in(server, &listener, &clusters).await;
     server.redirect(&[]).unwrap();
     for (port, version) in [(8080, "app"), (8081, "other")] {
