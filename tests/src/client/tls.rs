@@ -85,10 +85,7 @@ pub async fn server_identities(address: std::net::SocketAddr, tls: &ClientTls) -
 ///
 /// # Errors
 /// When the handshake fails.
-pub async fn server_chain(
-    address: std::net::SocketAddr,
-    tls: &ClientTls,
-) -> io::Result<Vec<CertificateDer<'static>>> {
+pub async fn server_chain(address: std::net::SocketAddr, tls: &ClientTls) -> io::Result<Vec<CertificateDer<'static>>> {
     let stream = tls.handshake(TcpStream::connect(address).await?).await?;
     Ok(stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec())
 }
