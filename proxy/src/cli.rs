@@ -178,7 +178,9 @@ impl Options {
                 self.restart_epoch
             ));
         }
-        if let Some(tag) = self.stats_tag.iter().find(|t| t.split_once(':').is_none_or(|(n, v)| n.is_empty() || v.is_empty())) {
+        if let Some(tag) =
+            self.stats_tag.iter().find(|t| t.split_once(':').is_none_or(|(n, v)| n.is_empty() || v.is_empty()))
+        {
             return Err(format!("--stats-tag {tag}: expected name:value"));
         }
         if !self.disable_extensions.is_empty() {
@@ -278,7 +280,19 @@ mod tests {
 
     #[test]
     fn what_follows_two_dashes_is_ignored() {
-        let o = Options::try_parse_from(["envoy", "--config-yaml", "{}", "--base-id", "3", "--restart-epoch", "0", "--", "x", "-y"]).unwrap();
+        let o = Options::try_parse_from([
+            "envoy",
+            "--config-yaml",
+            "{}",
+            "--base-id",
+            "3",
+            "--restart-epoch",
+            "0",
+            "--",
+            "x",
+            "-y",
+        ])
+        .unwrap();
         assert!(o.check().is_ok());
     }
 

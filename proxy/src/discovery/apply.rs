@@ -94,14 +94,20 @@ impl Task {
     fn take(&mut self, stream: &StreamId, type_url: &TypeUrl, name: &str, bytes: &[u8]) -> Result<(), ConfigError> {
         if self.ledger.borrow().get(type_url, name).is_some_and(|r| r.is_static) {
             let kind = short_name(type_url);
-            return Err(ConfigError::new("", format!("{kind} {name} is static: the bootstrap has it, a control plane cannot change it")));
+            return Err(ConfigError::new(
+                "",
+                format!("{kind} {name} is static: the bootstrap has it, a control plane cannot change it"),
+            ));
         }
         if self.reject_unknown_fields
             && let Some(unknown) = Descriptors::shared()
                 .inspect(type_url.message_name(), bytes)
                 .and_then(|found| found.unknown_fields.into_iter().next())
         {
-            return Err(ConfigError::new(unknown.path, "is an unknown field, and --reject-unknown-dynamic-fields is set"));
+            return Err(ConfigError::new(
+                unknown.path,
+                "is an unknown field, and --reject-unknown-dynamic-fields is set",
+            ));
         }
         let resource = config::decode(type_url.as_str(), bytes, &mut self.context);
         for (path, meaning) in std::mem::take(&mut self.context.notices.warnings) {
@@ -124,9 +130,8 @@ impl Task {
                 task.assignments.fill(key, assignment.clone());
                 Ok(())
             }),
-            Resource::Secret(secret) => self.fill(stream, Kind::Secret, name, |task, key| {
-                task.services.secrets.update(key, secret.kind.clone())
-            }),
+            Resource::Secret(secret) => self
+                .fill(stream, Kind::Secret, name, |task, key| task.services.secrets.update(key, secret.kind.clone())),
         }
     }
 
@@ -146,7 +151,8 @@ impl Task {
     /// Gives a slot what its stream has already delivered to another slot of the same name.
     pub(super) fn refill(&mut self, stream: &StreamId, kind: Kind, key: &Key) {
         let type_url = type_of(kind);
-        let known = self.ledger.borrow().get(&type_url, &key.name).and_then(|r| r.running.as_ref().map(|r| r.bytes.clone()));
+        let known =
+            self.ledger.borrow().get(&type_url, &key.name).and_then(|r| r.running.as_ref().map(|r| r.bytes.clone()));
         if let Some(bytes) = known
             && let Err(error) = self.take(stream, &type_url, &key.name, &bytes)
         {
@@ -162,7 +168,8 @@ impl Task {
             t if *t == TypeUrl::CLUSTER => drop(self.services.clusters.remove(name)),
             t if *t == TypeUrl::LISTENER => drop(self.listeners.remove(name)),
             t => {
-                let Some(kind) = [Kind::Route, Kind::Secret, Kind::Assignment].into_iter().find(|k| type_of(*k) == *t) else {
+                let Some(kind) = [Kind::Route, Kind::Secret, Kind::Assignment].into_iter().find(|k| type_of(*k) == *t)
+                else {
                     return;
                 };
                 for key in self.wanted.get(&(stream.clone(), kind, Arc::from(name))).into_iter().flatten() {

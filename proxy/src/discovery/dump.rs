@@ -52,12 +52,7 @@ impl Ledger {
             ),
             None => None,
         };
-        let page = Page {
-            ledger: self,
-            descriptors: Descriptors::shared(),
-            name_regex,
-            warming,
-        };
+        let page = Page { ledger: self, descriptors: Descriptors::shared(), name_regex, warming };
         let mut sections = vec![page.bootstrap(config), page.clusters()];
         if query.include_eds {
             sections.push(page.endpoints());
@@ -250,7 +245,8 @@ impl Lists {
 }
 
 fn section(name: &str, fields: Map<String, Value>) -> Value {
-    let mut object = Map::from_iter([("@type".to_owned(), Value::from(format!("type.googleapis.com/envoy.admin.v3.{name}")))]);
+    let mut object =
+        Map::from_iter([("@type".to_owned(), Value::from(format!("type.googleapis.com/envoy.admin.v3.{name}")))]);
     object.extend(fields);
     object.into()
 }
@@ -389,9 +385,13 @@ mod tests {
 
     #[test]
     fn one_resource_field_is_taken_apart() {
-        let sections = vec![json!({"@type": "a", "static_clusters": [{"cluster": 1}, {"cluster": 2}]}), json!({"@type": "b"})];
+        let sections =
+            vec![json!({"@type": "a", "static_clusters": [{"cluster": 1}, {"cluster": 2}]}), json!({"@type": "b"})];
         let found = elements(sections.clone(), "static_clusters").unwrap();
-        assert_eq!(found[1], json!({"@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump.StaticCluster", "cluster": 2}));
+        assert_eq!(
+            found[1],
+            json!({"@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump.StaticCluster", "cluster": 2})
+        );
         assert!(elements(sections.clone(), "dynamic_listeners").unwrap().is_empty());
         assert_eq!(elements(sections, "nope").unwrap_err(), "nope not found in config dump");
     }

@@ -14,7 +14,11 @@ use xds_client::{Client, Connect, Event, Method, Mode, Options, TcpConnector, Ty
 pub enum StreamId {
     Ads,
     /// Secrets have a stream each, as in Envoy: a server that cannot give one of them ends its stream only.
-    Own { source: Arc<ApiConfigSource>, type_url: TypeUrl, name: Option<Arc<str>> },
+    Own {
+        source: Arc<ApiConfigSource>,
+        type_url: TypeUrl,
+        name: Option<Arc<str>>,
+    },
     /// A source that no stream can serve.
     None,
 }
@@ -47,11 +51,7 @@ pub struct Streams {
 }
 
 impl Streams {
-    pub fn new(
-        services: Arc<Services>,
-        bootstrap: Arc<Bootstrap>,
-        events: mpsc::Sender<(StreamId, Event)>,
-    ) -> Streams {
+    pub fn new(services: Arc<Services>, bootstrap: Arc<Bootstrap>, events: mpsc::Sender<(StreamId, Event)>) -> Streams {
         Streams { services, bootstrap, events, clients: HashMap::new() }
     }
 
@@ -88,7 +88,9 @@ impl Streams {
                 (api.ok_or("the source is ADS, but the bootstrap has no ads_config")?, Method::Aggregated)
             }
             StreamId::Own { source, type_url, .. } => (source.clone(), Method::Type(type_url.clone())),
-            StreamId::None => return Err("path_config_source is not supported yet; use ADS or an api_config_source".into()),
+            StreamId::None => {
+                return Err("path_config_source is not supported yet; use ADS or an api_config_source".into());
+            }
         };
         let client = self.open(&id, &api, method)?;
         self.clients.insert(id.clone(), client.clone());

@@ -89,7 +89,9 @@ impl AdminSource for Source {
         let wanted = |part: &str| mask.is_none_or(|mask| mask.split(',').any(|m| m == part));
         let mut dumps = Vec::new();
         if wanted("listener") {
-            dumps.extend(self.listeners.warming().iter().map(|name| unready("init manager", "Listener-init-target", name)));
+            dumps.extend(
+                self.listeners.warming().iter().map(|name| unready("init manager", "Listener-init-target", name)),
+            );
         }
         if wanted("cluster") {
             dumps.extend(self.services.clusters.warming().iter().map(|name| unready("Cluster", "warming", name)));

@@ -42,7 +42,8 @@ pub fn load(options: &Options) -> Result<Loaded, String> {
     };
     if let Some(path) = &options.config_path {
         source = path.display().to_string();
-        let content = std::fs::read(path).map_err(|e| format!("{source}: {}; pass a readable file to --config-path", plain(&e)))?;
+        let content = std::fs::read(path)
+            .map_err(|e| format!("{source}: {}; pass a readable file to --config-path", plain(&e)))?;
         bytes = match extension(path) {
             "pb" => content,
             "pb_text" | "textproto" => {
@@ -65,7 +66,14 @@ pub fn load(options: &Options) -> Result<Loaded, String> {
     let mut context = Context::default();
     let mut model = config::bootstrap(message, &mut context).map_err(|e| format!("{source}: {e}"))?;
     override_node(&mut model.node, options);
-    Ok(Loaded { model, bytes, unknown_fields, deprecated_fields, warnings: context.notices.warnings, at: SystemTime::now() })
+    Ok(Loaded {
+        model,
+        bytes,
+        unknown_fields,
+        deprecated_fields,
+        warnings: context.notices.warnings,
+        at: SystemTime::now(),
+    })
 }
 
 fn override_node(node: &mut model::Node, options: &Options) {

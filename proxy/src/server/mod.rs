@@ -97,12 +97,8 @@ fn foundation(options: &Options, loaded: &Loaded) -> Foundation {
     let registry = Registry::new(loaded.model.stats.clone());
     let secrets = Secrets::new(Store::new(Kind::Secret, wants_tx.clone()));
     let assignments = Arc::new(Store::new(Kind::Assignment, wants_tx.clone()));
-    let clusters = ClusterManager::new(
-        registry.clone(),
-        secrets.clone(),
-        assignments.clone(),
-        loaded.model.local_cluster.clone(),
-    );
+    let clusters =
+        ClusterManager::new(registry.clone(), secrets.clone(), assignments.clone(), loaded.model.local_cluster.clone());
     let services = Arc::new(Services {
         registry,
         secrets,
@@ -121,7 +117,10 @@ fn validate(options: &Options, loaded: Loaded) -> Result<ExitCode, String> {
     let Foundation { services, .. } = foundation(options, &loaded);
     let name = options.config_path.as_ref().map_or("--config-yaml".into(), |p| p.display().to_string());
     for cluster in &loaded.model.clusters {
-        services.clusters.add_or_update(cluster.clone(), false).map_err(|e| format!("{name}: cluster '{}': {e}", cluster.name))?;
+        services
+            .clusters
+            .add_or_update(cluster.clone(), false)
+            .map_err(|e| format!("{name}: cluster '{}': {e}", cluster.name))?;
     }
     for listener in &loaded.model.listeners {
         for chain in listener.filter_chains.iter().chain(&listener.default_filter_chain) {
@@ -197,18 +196,26 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
         return Ok(ExitCode::SUCCESS);
     }
     tokio::task::spawn_local(flush_stats(services.clone(), lifecycle.clone(), bootstrap.stats_flush_interval));
-    tokio::task::spawn_local(flush_logs(services.clone(), Duration::from_millis(options.file_flush_interval_msec.max(1))));
+    tokio::task::spawn_local(flush_logs(
+        services.clone(),
+        Duration::from_millis(options.file_flush_interval_msec.max(1)),
+    ));
     let why = wait_for_end(&services, &mut quit).await?;
     tracing::info!("{why}: exiting");
-    services.log_files.flush();
+    services.log_files.close();
     // the threads end with the process: connections that should have ended gently were drained before
     std::process::exit(0)
 }
 
 /// Serves the admin interface, and says where.
-async fn start_admin(config: &AdminConfig, source: admin_source::Source, address_path: Option<&Path>) -> Result<(), String> {
+async fn start_admin(
+    config: &AdminConfig,
+    source: admin_source::Source,
+    address_path: Option<&Path>,
+) -> Result<(), String> {
     let services = source.services.clone();
-    let logs = AccessLogs::compile(&config.access_log, &services.log_files).map_err(|e| format!("admin.access_log: {e}"))?;
+    let logs =
+        AccessLogs::compile(&config.access_log, &services.log_files).map_err(|e| format!("admin.access_log: {e}"))?;
     let admin = Admin::bind(&config.address, &services.registry, logs).await.map_err(|e| {
         format!("admin.address {}: {}; is another process listening there?", config.address, load::plain(&e))
     })?;
@@ -278,7 +285,11 @@ async fn wait_for_end(services: &Services, quit: &mut mpsc::UnboundedReceiver<()
             _ = term.recv() => return Ok("caught SIGTERM"),
             _ = int.recv() => return Ok("caught SIGINT"),
             // without an admin interface nobody holds the sender
-            Some(()) = quit.recv() => return Ok("asked to quit by the admin interface"),
+            Some(()) = quit.recv() => {
+                // the reply to whoever asked is written after this signal
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                return Ok("asked to quit by the admin interface");
+            }
             _ = hup.recv() => tracing::warn!("caught SIGHUP: nothing to reload, configuration comes by xDS"),
             _ = usr1.recv() => {
                 tracing::info!("caught SIGUSR1: reopening access logs");
