@@ -13,7 +13,7 @@ fn run_file(text: &str, flags: &[&str]) -> Option<(Outcome, String)> {
     let file = dir.path().join("bootstrap.yaml");
     std::fs::write(&file, text).unwrap();
     let file = file.to_str().unwrap().to_owned();
-    let outcome = run(&[&["-c", &file][..], flags].concat()).unwrap();
+    let outcome = run(&[&["-c", &file, "--log-level", "warning"][..], flags].concat()).unwrap();
     Some((outcome, file))
 }
 

@@ -327,12 +327,10 @@ async fn request_trailers_reach_an_http2_origin() {
 
 #[tokio::test]
 async fn grpc_clients_get_local_replies_they_understand() {
-    let routes = format!(
-        "{{ match: {{ prefix: /down }}, route: {{ cluster: down }} }}, {{ match: {{ prefix: /empty }}, route: {{ cluster: empty }} }}, \
-         {{ match: {{ prefix: /denied }}, direct_response: {{ status: 403, body: {{ inline_string: 'no, you' }} }} }}"
-    );
+    let routes = "{ match: { prefix: /down }, route: { cluster: down } }, { match: { prefix: /empty }, route: { cluster: empty } },
+        { match: { prefix: /denied }, direct_response: { status: 403, body: { inline_string: 'no, you' } } }";
     let clusters = cluster("down", &[dead_address()], HTTP2) + &cluster("empty", &[], HTTP2);
-    let bed = Bed::start(Front { routes: &routes, ..Front::default() }, &clusters).await;
+    let bed = Bed::start(Front { routes, ..Front::default() }, &clusters).await;
     let mut client = H2Client::connect(&bed.plain.into()).await.unwrap();
     for (path, status, message) in [
         ("/down", 14, "upstream connect error or disconnect/reset before headers"),

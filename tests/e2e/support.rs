@@ -423,11 +423,9 @@ pub fn grpc_frame(message: &[u8]) -> Bytes {
     frame.freeze()
 }
 
-/// An HTTP/1.1 origin that answers every request head with bytes of a script, and keeps the heads.
+/// An HTTP/1.1 origin that answers every request head with bytes of a script.
 pub struct Scripted {
     pub address: SocketAddr,
-    pub heads: Arc<std::sync::Mutex<Vec<String>>>,
-    pub connections: Arc<AtomicU64>,
 }
 
 impl Scripted {
@@ -435,17 +433,13 @@ impl Scripted {
     pub async fn start(answer: impl Fn(u64) -> Option<&'static str> + Send + Sync + 'static) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let heads = Arc::<std::sync::Mutex<Vec<String>>>::default();
-        let connections = Arc::<AtomicU64>::default();
-        let (count, answer) = (Arc::<AtomicU64>::default(), Arc::new(answer));
-        let (kept, accepted) = (Arc::clone(&heads), Arc::clone(&connections));
+        let script = Arc::new((AtomicU64::new(0), answer));
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                accepted.fetch_add(1, Ordering::Relaxed);
-                let (count, answer, kept) = (Arc::clone(&count), Arc::clone(&answer), Arc::clone(&kept));
+                let script = Arc::clone(&script);
                 tokio::spawn(async move {
-                    while let Some(head) = read_head(&mut stream).await {
-                        kept.lock().unwrap().push(head);
+                    while read_head(&mut stream).await.is_some() {
+                        let (count, answer) = &*script;
                         match answer(count.fetch_add(1, Ordering::Relaxed)) {
                             Some(text) => drop(stream.write_all(text.as_bytes()).await),
                             None => return,
@@ -454,7 +448,7 @@ impl Scripted {
                 });
             }
         });
-        Self { address, heads, connections }
+        Self { address }
     }
 }
 
@@ -467,11 +461,21 @@ pub async fn read_head(stream: &mut TcpStream) -> Option<String> {
     Some(String::from_utf8_lossy(&head).into_owned())
 }
 
-/// Sends raw text to a plain port, closes our side, and reads what comes until the proxy closes.
+/// Sends raw text to a plain port, and reads until the proxy closes. What stays open is told at the end of the answer.
 pub async fn raw(address: SocketAddr, text: &[u8]) -> String {
-    let answer = outrigger_tests::client::raw(&address.into(), text, false).await.unwrap_or_default();
-    String::from_utf8_lossy(&answer).into_owned()
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let _ = stream.write_all(text).await;
+    let mut answer = Vec::new();
+    let end = match tokio::time::timeout(OPEN, stream.read_to_end(&mut answer)).await {
+        Ok(Ok(_)) => "",
+        Ok(Err(_)) => "[reset]",
+        Err(_) => "[still open]",
+    };
+    String::from_utf8_lossy(&answer).into_owned() + end
 }
+
+/// A connection that is open for longer is not being closed; Envoy holds one for a second after an error.
+const OPEN: Duration = Duration::from_secs(8);
 
 /// The status line's code in a raw answer; 0 when there was none.
 pub fn status_of(answer: &str) -> u16 {

@@ -109,10 +109,7 @@ async fn strict_lets_in_who_proves_an_identity_of_the_mesh() {
         assert!(!admitted(front, identity).await, "{who} was let in");
     }
     assert!(admitted(front, Some(&keys.client)).await);
-    assert!(
-        raw(front, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.find("HTTP/1.1").is_none(),
-        "plain text was answered"
-    );
+    assert!(!raw(front, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.contains("HTTP/1.1"), "plain text was answered");
     assert_eq!(origin.requests(), served + 1);
     for (name, least) in
         [("fail_verify_no_cert", 1), ("fail_verify_error", 2), ("fail_verify_san", 1), ("handshake", 3)]
@@ -209,7 +206,7 @@ async fn a_listener_without_secrets_refuses() {
     let proxy = start_yaml(&strict_yaml(&sds, &origin, "0.2s")).await;
     let front = address(&proxy, "front").await;
     assert!(!admitted(front, Some(&keys.client)).await && !admitted(front, None).await);
-    assert!(raw(front, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.is_empty());
+    assert!(!raw(front, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.contains("HTTP/1.1"));
     at_least(&proxy, "listener.front.server_ssl_socket_factory.downstream_context_secrets_not_ready", 3).await;
     assert_eq!(origin.requests(), 0);
     sds.give(&keys);
