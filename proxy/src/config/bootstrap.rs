@@ -13,6 +13,7 @@ use super::model::{
 use super::pb::{bootstrap, core, metrics, types};
 use super::secret::secret;
 use super::source::{api_config_source, json_object, optional_source};
+use crate::stats::{check_tag_regex, is_default_tag};
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -303,17 +304,28 @@ fn stats_config(message: metrics::StatsConfig, cx: &mut Context) -> Result<Stats
     })
 }
 
-/// The pattern is checked where it is compiled: tags may look ahead, which other patterns may not.
+/// The pattern is checked where it will be compiled: tags may look ahead, which other patterns may not.
 fn tag(message: metrics::TagSpecifier, cx: &mut Context) -> Result<TagSpecifier> {
     use metrics::tag_specifier::TagValue;
     let metrics::TagSpecifier { tag_name, tag_value } = message;
     let name = cx.non_empty("tag_name", tag_name)?;
     Ok(match tag_value {
-        None => TagSpecifier::Default { name },
-        Some(TagValue::Regex(regex)) if regex.is_empty() => TagSpecifier::Default { name },
-        Some(TagValue::Regex(regex)) => TagSpecifier::Regex { name, regex },
+        None => default_tag(name, cx)?,
+        Some(TagValue::Regex(regex)) if regex.is_empty() => default_tag(name, cx)?,
+        Some(TagValue::Regex(regex)) => {
+            check_tag_regex(&regex).map_err(|e| cx.error_at("regex", format!("{regex:?}: {e}")))?;
+            TagSpecifier::Regex { name, regex }
+        }
         Some(TagValue::FixedValue(value)) => TagSpecifier::Fixed { name, value },
     })
+}
+
+fn default_tag(name: String, cx: &Context) -> Result<TagSpecifier> {
+    if is_default_tag(&name) {
+        return Ok(TagSpecifier::Default { name });
+    }
+    Err(cx
+        .error_at("tag_name", format!("No regex specified for tag specifier and no default regex for name: '{name}'")))
 }
 
 fn matcher(message: metrics::StatsMatcher, cx: &mut Context) -> Result<StatsMatcher> {

@@ -21,7 +21,6 @@ use std::time::Duration;
 
 /// Envoy's defaults (`Cluster` in the API reference).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const BUFFER_LIMIT: u32 = 1 << 20;
 const PANIC_THRESHOLD: f64 = 50.0;
 const CLEANUP_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -67,7 +66,8 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         protocol_selection,
         upstream_connection_options,
         close_connections_on_host_health_failure,
-        ignore_health_on_host_removal,
+        // Endpoints go when discovery says so: without active health checks that is what both settings mean.
+        ignore_health_on_host_removal: _,
         filters,
         load_balancing_policy,
         lrs_server,
@@ -94,6 +94,11 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         "connections of one worker are shared by all its clients",
     )?;
     cx.no_effect("stats_matcher", &stats_matcher, "the stats of the bootstrap's matcher are kept");
+    cx.no_effect(
+        "per_connection_buffer_limit_bytes",
+        &per_connection_buffer_limit_bytes,
+        "bodies are passed on frame by frame; what is read at once has a built-in bound",
+    );
     cx.no_effect(
         "per_connection_buffer_high_watermark_timeout",
         &per_connection_buffer_high_watermark_timeout,
@@ -185,9 +190,7 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
             .transpose()?
             .flatten(),
         tcp_keepalive,
-        per_connection_buffer_limit_bytes: per_connection_buffer_limit_bytes.map_or(BUFFER_LIMIT, |v| v.value),
         panic_threshold: common_lb,
-        ignore_health_on_host_removal,
         close_connections_on_host_health_failure,
         metadata: Arc::new(metadata(cluster_metadata, cx)),
         hash,

@@ -101,6 +101,21 @@ impl Context {
         }
     }
 
+    /// Takes notice of a duration that is set to something other than Envoy's default, which is what happens here.
+    pub(super) fn unless_default(
+        &mut self,
+        field: &str,
+        value: Option<google::Duration>,
+        default: google::Duration,
+        meaning: &str,
+    ) -> Result<()> {
+        self.duration(field, value)?;
+        if value.is_some_and(|set| set != default) {
+            self.warn(field, meaning);
+        }
+        Ok(())
+    }
+
     /// Refuses the resource if the field is set: acting otherwise than it says would be worse than not acting.
     pub(super) fn refuse<T: Default + PartialEq>(&self, field: &str, value: &T, why: &str) -> Result<()> {
         if *value == T::default() { Ok(()) } else { Err(self.error_at(field, format!("is not supported: {why}"))) }

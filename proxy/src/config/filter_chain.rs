@@ -230,6 +230,7 @@ fn tcp(message: tcp_proxy::TcpProxy, cx: &mut Context) -> Result<TcpProxyConfig>
     let hashes = cx.each("hash_policy", hash_policy, |policy, cx| {
         use types::hash_policy::{PolicySpecifier, SourceIp};
         let types::HashPolicy { policy_specifier } = policy;
+        cx.warn("", super::route_action::NO_HASHES);
         match cx.required("policy_specifier", policy_specifier)? {
             PolicySpecifier::SourceIp(SourceIp {}) => Ok(true),
             PolicySpecifier::FilterState(_) => {

@@ -20,8 +20,8 @@ use std::time::Duration;
 
 /// Envoy's defaults (`HttpConnectionManager` in the API reference).
 const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-const DELAYED_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+const DRAIN_TIMEOUT: google::Duration = google::Duration { seconds: 5, nanos: 0 };
+const DELAYED_CLOSE_TIMEOUT: google::Duration = google::Duration { seconds: 1, nanos: 0 };
 const MAX_REQUEST_HEADERS_KB: u32 = 60;
 /// Upper bound of `max_request_headers_kb`.
 const MAX_REQUEST_HEADERS_KB_LIMIT: u32 = 8192;
@@ -113,6 +113,28 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
     cx.no_effect("http3_protocol_options", &http3_protocol_options, "there is no HTTP/3");
     cx.no_effect("scheme_header_transformation", &scheme_header_transformation, "the scheme is left as it is");
     cx.no_effect("stream_flush_timeout", &stream_flush_timeout, "stream_idle_timeout holds while flushing");
+    cx.unless_default(
+        "drain_timeout",
+        drain_timeout,
+        DRAIN_TIMEOUT,
+        "a draining connection ends with its last request",
+    )?;
+    cx.unless_default(
+        "delayed_close_timeout",
+        delayed_close_timeout,
+        DELAYED_CLOSE_TIMEOUT,
+        "a connection is closed as soon as its last response is written",
+    )?;
+    cx.no_effect(
+        "proxy_100_continue",
+        &proxy_100_continue,
+        "100 Continue is answered here, as soon as the body is wanted",
+    );
+    cx.no_effect_flag(
+        "stream_error_on_invalid_http_message",
+        &stream_error_on_invalid_http_message,
+        "an invalid message is judged by the HTTP library of its version",
+    );
     cx.no_effect("drain_timeout_jitter", &drain_timeout_jitter, "durations have no jitter");
     cx.no_effect("access_log_flush_interval", &access_log_flush_interval, LOGGED_ONCE);
     cx.no_effect("flush_access_log_on_new_request", &flush_access_log_on_new_request, LOGGED_ONCE);
@@ -142,8 +164,7 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
     };
     let common =
         cx.at("common_http_protocol_options", |cx| common(common_http_protocol_options.unwrap_or_default(), cx))?;
-    let (http2, http2_stream_error) =
-        cx.at("http2_protocol_options", |cx| http2(http2_protocol_options.unwrap_or_default(), cx))?;
+    let http2 = cx.at("http2_protocol_options", |cx| http2(http2_protocol_options.unwrap_or_default(), cx))?;
     let router = http_filters(filters, cx)?;
     Ok(HcmConfig {
         stat_prefix: cx.non_empty("stat_prefix", stat_prefix)?.into(),
@@ -180,7 +201,6 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
         set_client_cert: cx.at("set_current_client_cert_details", |cx| {
             client_cert(set_current_client_cert_details.unwrap_or_default(), cx)
         })?,
-        proxy_100_continue,
         normalize_path: match normalize_path {
             Some(set) => set.value,
             None => cx.runtime_flag("http_connection_manager.normalize_path", false),
@@ -193,7 +213,6 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
             parts::PathWithEscapedSlashesAction::UnescapeAndRedirect => EscapedSlashes::UnescapeAndRedirect,
             parts::PathWithEscapedSlashesAction::UnescapeAndForward => EscapedSlashes::UnescapeAndForward,
         },
-        reject_path_with_fragment: cx.runtime_flag("envoy.reloadable_features.http_reject_path_with_fragment", true),
         strip_port: strip_port(strip_matching_host_port, strip_port_mode, cx)?,
         strip_trailing_host_dot,
         upgrades: cx.each("upgrade_configs", upgrade_configs, upgrade)?.into_iter().flatten().collect(),
@@ -203,18 +222,10 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
         request_headers_timeout: cx.timeout("request_headers_timeout", request_headers_timeout, None)?,
         max_connection_duration: common.max_connection_duration,
         max_stream_duration: common.max_stream_duration,
-        drain_timeout: cx.duration("drain_timeout", drain_timeout)?.unwrap_or(DRAIN_TIMEOUT),
-        delayed_close_timeout: cx.timeout(
-            "delayed_close_timeout",
-            delayed_close_timeout,
-            Some(DELAYED_CLOSE_TIMEOUT),
-        )?,
         max_requests_per_connection: common.max_requests_per_connection.unwrap_or(0),
         max_request_headers_bytes: max_headers_bytes(max_request_headers_kb, cx)?,
         max_headers_count: common.max_headers_count,
         headers_with_underscores: common.headers_with_underscores,
-        stream_error_on_invalid_http_message: http2_stream_error
-            .unwrap_or(flag(stream_error_on_invalid_http_message, false)),
         http1: cx.at("http_protocol_options", |cx| http1(http_protocol_options.unwrap_or_default(), cx))?,
         http2,
     })

@@ -219,6 +219,11 @@ fn router(message: extensions::filters::http::router::v3::Router, cx: &mut Conte
         cx.warn("upstream_log", "upstream requests are not logged by themselves");
     }
     cx.no_effect("upstream_log_options", &upstream_log_options, "upstream requests are not logged by themselves");
+    cx.no_effect(
+        "respect_expected_rq_timeout",
+        &respect_expected_rq_timeout,
+        "the timeout is the route's, whatever x-envoy-expected-rq-timeout-ms says",
+    );
     cx.no_effect("strict_check_headers", &strict_check_headers, "x-envoy-* headers with bad values are ignored");
     cx.no_effect(
         "suppress_grpc_request_failure_code_stats",
@@ -231,7 +236,7 @@ fn router(message: extensions::filters::http::router::v3::Router, cx: &mut Conte
         "data that comes with a CONNECT request is kept until it is accepted",
     );
     cx.each("upstream_http_filters", upstream_http_filters, upstream_filter)?;
-    Ok(RouterConfig { suppress_envoy_headers, respect_expected_rq_timeout })
+    Ok(RouterConfig { suppress_envoy_headers })
 }
 
 /// `typed_per_filter_config` of a route or a level above it: nothing there has an effect yet, and what belongs to a

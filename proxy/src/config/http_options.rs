@@ -64,7 +64,8 @@ pub(super) fn http1(message: core::Http1ProtocolOptions, cx: &mut Context) -> Re
         default_host_for_http_10,
         header_key_format,
         enable_trailers,
-        allow_chunked_length,
+        // Read by nobody: requests with both headers are always accepted, and go on without the length.
+        allow_chunked_length: _,
         override_stream_error_on_invalid_http_message,
         send_fully_qualified_url,
         use_balsa_parser,
@@ -92,7 +93,6 @@ pub(super) fn http1(message: core::Http1ProtocolOptions, cx: &mut Context) -> Re
         accept_http_10,
         default_host_for_http_10,
         enable_trailers,
-        allow_chunked_length,
         header_case: cx.at("header_key_format", |cx| header_case(header_key_format.unwrap_or_default(), cx))?,
     })
 }
@@ -119,8 +119,7 @@ fn header_case(message: core::http1_protocol_options::HeaderKeyFormat, cx: &mut 
     }
 }
 
-/// The options, and whether an invalid message ends its stream alone, if they say.
-pub(super) fn http2(message: core::Http2ProtocolOptions, cx: &mut Context) -> Result<(Http2Options, Option<bool>)> {
+pub(super) fn http2(message: core::Http2ProtocolOptions, cx: &mut Context) -> Result<Http2Options> {
     let core::Http2ProtocolOptions {
         hpack_table_size,
         max_concurrent_streams,
@@ -170,10 +169,13 @@ pub(super) fn http2(message: core::Http2ProtocolOptions, cx: &mut Context) -> Re
     cx.no_effect_flag("disallow_obs_text", &disallow_obs_text, "header values may have bytes above 127");
     cx.no_effect("stream_reset_burst", &stream_reset_burst, BUILT_IN);
     cx.no_effect("stream_reset_rate", &stream_reset_rate, BUILT_IN);
-    let stream_error = match override_stream_error_on_invalid_http_message {
-        Some(set) => Some(set.value),
-        None => stream_error_on_invalid_http_messaging.then_some(true),
-    };
+    const STREAM_ERROR: &str = "an invalid message is judged by the HTTP/2 library";
+    cx.no_effect("stream_error_on_invalid_http_messaging", &stream_error_on_invalid_http_messaging, STREAM_ERROR);
+    cx.no_effect_flag(
+        "override_stream_error_on_invalid_http_message",
+        &override_stream_error_on_invalid_http_message,
+        STREAM_ERROR,
+    );
     let defaults = Http2Options::default();
     let max_concurrent_streams = max_concurrent_streams.map_or(defaults.max_concurrent_streams, |v| v.value);
     if !(1..=0x7fff_ffff).contains(&max_concurrent_streams) {
@@ -202,7 +204,7 @@ pub(super) fn http2(message: core::Http2ProtocolOptions, cx: &mut Context) -> Re
             .map(|message| cx.at("connection_keepalive", |cx| keepalive(message, cx)))
             .transpose()?,
     };
-    Ok((options, stream_error))
+    Ok(options)
 }
 
 fn keepalive(message: core::KeepaliveSettings, cx: &mut Context) -> Result<Http2Keepalive> {
@@ -222,7 +224,7 @@ mod tests {
     fn empty_messages_give_envoys_defaults_without_a_word() {
         let mut cx = Context::default();
         assert_eq!(http1(core::Http1ProtocolOptions::default(), &mut cx).unwrap(), Http1Options::default());
-        assert_eq!(http2(core::Http2ProtocolOptions::default(), &mut cx).unwrap(), (Http2Options::default(), None));
+        assert_eq!(http2(core::Http2ProtocolOptions::default(), &mut cx).unwrap(), Http2Options::default());
         let common = common(core::HttpProtocolOptions::default(), &mut cx).unwrap();
         assert_eq!((common.idle_timeout, common.max_headers_count), (Some(IDLE_TIMEOUT), 100));
         assert!(cx.notices.warnings.is_empty());

@@ -78,6 +78,11 @@ pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<
         "a full buffer has no time limit",
     );
     cx.no_effect("socket_options", &socket_options, "raw socket options are not set");
+    cx.no_effect(
+        "connection_balance_config",
+        &connection_balance_config,
+        "the kernel spreads connections over the workers",
+    );
     cx.no_effect("enable_mptcp", &enable_mptcp, "sockets speak plain TCP");
     cx.no_effect("ignore_global_conn_limit", &ignore_global_conn_limit, "there is no global connection limit");
     cx.no_effect("bypass_overload_manager", &bypass_overload_manager, "there is no overload manager");
@@ -127,7 +132,6 @@ pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<
         per_connection_buffer_limit_bytes: per_connection_buffer_limit_bytes.map_or(BUFFER_LIMIT, |v| v.value),
         access_log: access_logs(access_log, "access_log", cx)?,
         drain_modify_only: cx.enumeration::<DrainType>("drain_type", drain_type)? == DrainType::ModifyOnly,
-        exact_balance: exact_balance(connection_balance_config, cx),
         shell_hash,
     })
 }
@@ -163,18 +167,6 @@ fn additional_address(message: listener::AdditionalAddress, cx: &mut Context) ->
         Address::Socket(_) => Ok(bound),
         other @ Address::Pipe { .. } => {
             Err(cx.error_at("address", format!("found {other}, expected an IP address and a port")))
-        }
-    }
-}
-
-fn exact_balance(message: Option<listener::listener::ConnectionBalanceConfig>, cx: &mut Context) -> bool {
-    use listener::listener::connection_balance_config::{BalanceType, ExactBalance};
-    match message.and_then(|message| message.balance_type) {
-        None => false,
-        Some(BalanceType::ExactBalance(ExactBalance {})) => true,
-        Some(BalanceType::ExtendBalance(_) | BalanceType::CpuLocalityBalance(_)) => {
-            cx.warn("connection_balance_config", "the kernel spreads connections over the workers");
-            false
         }
     }
 }

@@ -49,7 +49,8 @@ pub(super) fn retry_policy(message: route::RetryPolicy, cx: &mut Context) -> Res
         base_interval,
         max_interval,
         avoid_previous_hosts: predicates.contains(&true),
-        host_selection_max_attempts: u32::try_from(host_selection_retry_max_attempts.max(1)).unwrap_or(u32::MAX),
+        // where every endpoint has been tried, each pick is in vain: more of them would only burn time
+        host_selection_max_attempts: u32::try_from(host_selection_retry_max_attempts.clamp(1, 100)).unwrap_or(1),
     }))
 }
 

@@ -21,6 +21,10 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 /// What bounds of buffered bodies come to here.
 pub(super) const BUFFERS: &str = "the buffer limits of listener and cluster hold";
 
+/// Why hash policies do nothing: no cluster has a balancer that would ask for the hash.
+pub(super) const NO_HASHES: &str = "no balancer hashes";
+const NO_COOKIE: &str = "no cookie is set";
+
 /// Bounds that the route configuration sets for its routes.
 pub(super) struct Limits {
     pub direct_response_bytes: u32,
@@ -289,6 +293,7 @@ fn upgrade(message: route::route_action::UpgradeConfig, cx: &mut Context) -> Res
 fn hash_policy(message: route::route_action::HashPolicy, cx: &mut Context) -> Result<Option<HashPolicy>> {
     use route::route_action::hash_policy::{ConnectionProperties, Cookie, Header, PolicySpecifier, QueryParameter};
     let route::route_action::HashPolicy { terminal, policy_specifier } = message;
+    cx.warn("", NO_HASHES);
     cx.no_effect("terminal", &terminal, "all policies are combined");
     match cx.required("policy_specifier", policy_specifier)? {
         PolicySpecifier::Header(Header { header_name: name, regex_rewrite }) => {
@@ -296,9 +301,11 @@ fn hash_policy(message: route::route_action::HashPolicy, cx: &mut Context) -> Re
             Ok(Some(HashPolicy::Header(header_name(&name, "header.header_name", cx)?)))
         }
         PolicySpecifier::Cookie(Cookie { name, ttl, path, attributes }) => {
-            cx.no_effect("cookie.attributes", &attributes, "a cookie that is set has path and age alone");
-            let name = cx.non_empty("cookie.name", name)?.into();
-            Ok(Some(HashPolicy::Cookie { name, ttl: cx.duration("cookie.ttl", ttl)?, path: path.into() }))
+            cx.duration("cookie.ttl", ttl)?;
+            cx.no_effect("cookie.ttl", &ttl, NO_COOKIE);
+            cx.no_effect("cookie.path", &path, NO_COOKIE);
+            cx.no_effect("cookie.attributes", &attributes, NO_COOKIE);
+            Ok(Some(HashPolicy::Cookie(cx.non_empty("cookie.name", name)?.into())))
         }
         PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip }) => {
             Ok(source_ip.then_some(HashPolicy::SourceIp))

@@ -75,7 +75,6 @@ fn istios_bootstraps_convert() {
         else {
             panic!("no manager")
         };
-        assert!(!manager.reject_path_with_fragment, "a runtime value");
         assert!(manager.router.is_some());
         assert!(matches!(converted.log_format, Some(LogFormat::Text(_))));
         assert_eq!(converted.node.message.user_agent_name, "outrigger");
@@ -145,6 +144,7 @@ fn istios_listeners_convert() {
                 || meaning.ends_with("connections pass it by")
                 || meaning.contains("(envoy.extensions.filters.http.grpc_stats")
                 || meaning.contains("there is no tracing yet")
+                || path.ends_with(".proxy_100_continue")
                 || meaning.contains("filter envoy.filters.http.grpc_web");
             assert!(known, "{path}: {meaning}");
         }
@@ -296,7 +296,6 @@ fn a_plain_cluster_has_envoys_defaults() {
     assert_eq!(converted.connect_timeout, Duration::from_secs(5));
     assert_eq!(converted.lb, LbPolicy::RoundRobin);
     assert_eq!(converted.circuit_breakers, [Thresholds::default(); 2]);
-    assert_eq!(converted.per_connection_buffer_limit_bytes, 1 << 20);
     assert_eq!(converted.panic_threshold, 50.0);
     assert_eq!(converted.http.protocol, UpstreamProtocol::Http1);
     assert_eq!(converted.http.idle_timeout, Some(Duration::from_secs(3600)));
@@ -391,16 +390,65 @@ fn a_plain_listener_and_manager_have_envoys_defaults() {
     assert_eq!(manager.server_name, "envoy");
     assert_eq!(manager.stream_idle_timeout, Some(Duration::from_secs(300)));
     assert_eq!(manager.idle_timeout, Some(Duration::from_secs(3600)));
-    assert_eq!(
-        (manager.drain_timeout, manager.delayed_close_timeout),
-        (Duration::from_secs(5), Some(Duration::from_secs(1)))
-    );
     assert_eq!((manager.max_request_headers_bytes, manager.max_headers_count), (60 << 10, 100));
-    assert!(manager.generate_request_id && manager.reject_path_with_fragment && !manager.normalize_path);
+    assert!(manager.generate_request_id && !manager.normalize_path);
     assert_eq!(manager.forward_client_cert, ForwardClientCert::Sanitize);
     assert!(matches!(&manager.routes, RouteSource::Inline(routes) if routes.validate_clusters));
     assert!(manager.router.is_none());
     assert!(warnings.is_empty(), "{warnings:?}");
+}
+
+#[test]
+fn what_the_proxy_cannot_act_on_is_said() {
+    let defaults = ", drain_timeout: 5s, delayed_close_timeout: 1s";
+    assert!(manager(defaults).1.is_empty(), "these are what happens");
+    let (converted, warnings) = manager(
+        ", drain_timeout: 6s, delayed_close_timeout: 0s, proxy_100_continue: true, \
+         stream_error_on_invalid_http_message: true, \
+         http2_protocol_options: {override_stream_error_on_invalid_http_message: true}",
+    );
+    assert!(converted.is_ok());
+    let fields: Vec<&str> = warnings.iter().filter_map(|(path, _)| path.rsplit('.').next()).collect();
+    assert_eq!(
+        fields,
+        [
+            "drain_timeout",
+            "delayed_close_timeout",
+            "proxy_100_continue",
+            "stream_error_on_invalid_http_message",
+            "override_stream_error_on_invalid_http_message"
+        ]
+    );
+    let (converted, warnings) = cluster_of(
+        "{name: c, connect_timeout: 1s, per_connection_buffer_limit_bytes: 1024, ignore_health_on_host_removal: true, \
+         common_http_protocol_options: {max_stream_duration: 1s}, \
+         http_protocol_options: {accept_http_10: true, enable_trailers: true}}",
+    );
+    assert!(converted.is_ok());
+    let fields: Vec<&str> = warnings.iter().map(|(path, _)| path.as_str()).collect();
+    assert_eq!(
+        fields,
+        [
+            "per_connection_buffer_limit_bytes",
+            "common_http_protocol_options.max_stream_duration",
+            "http_protocol_options.accept_http_10",
+            "http_protocol_options.enable_trailers"
+        ]
+    );
+}
+
+#[test]
+fn tags_that_could_never_be_found_are_refused() {
+    let refused = |tag: &str| {
+        let text = format!("{{stats_config: {{stats_tags: [{tag}]}}}}");
+        bootstrap(read(&text), &mut Context::default()).unwrap_err().to_string()
+    };
+    assert!(refused("{tag_name: a, regex: '('}").starts_with("stats_config.stats_tags[0].regex: \"(\": "));
+    assert_eq!(
+        refused("{tag_name: nobodys}"),
+        "stats_config.stats_tags[0].tag_name: No regex specified for tag specifier and no default regex for name: \
+         'nobodys'"
+    );
 }
 
 #[test]
@@ -542,7 +590,7 @@ fn istios_routes_convert() {
         {match: {path: /x}, direct_response: {status: 502, body: {inline_string: nope}}}]}]}",
     );
     let converted = converted.unwrap();
-    assert!(warnings.is_empty(), "{warnings:?}");
+    assert_eq!(meanings(&warnings).into_iter().collect::<Vec<_>>(), ["no balancer hashes"]);
     assert!(converted.ignore_port_in_host_matching);
     let routes = &converted.virtual_hosts[0].routes;
     let RouteAction::Forward(forward) = &routes[0].action else { panic!("no forward") };

@@ -9,6 +9,8 @@ use super::pb::{core, extensions, google};
 use extensions::upstreams::http::v3 as upstreams;
 use std::collections::HashMap;
 
+const FOR_LISTENERS: &str = "it is about requests that listeners receive";
+
 /// The key under which clusters carry these options.
 const KEY: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -172,12 +174,19 @@ fn assemble(protocol: UpstreamProtocol, parts: Parts, cx: &mut Context) -> Resul
         common(parts.common, cx)
     })?;
     let http1: Http1Options = cx.at("http_protocol_options", |cx| http1(parts.h1, cx))?;
-    let (http2, stream_error): (Http2Options, Option<bool>) =
-        cx.at("http2_protocol_options", |cx| http2(parts.h2, cx))?;
+    let http2: Http2Options = cx.at("http2_protocol_options", |cx| http2(parts.h2, cx))?;
     cx.no_effect(
-        "http2_protocol_options.override_stream_error_on_invalid_http_message",
-        &stream_error.unwrap_or(false),
-        "an invalid response is judged by the HTTP/2 library",
+        "common_http_protocol_options.max_stream_duration",
+        &common.max_stream_duration,
+        "it holds where a route or a connection manager sets it",
+    );
+    cx.no_effect("http_protocol_options.accept_http_10", &http1.accept_http_10, FOR_LISTENERS);
+    cx.no_effect("http_protocol_options.default_host_for_http_10", &http1.default_host_for_http_10, FOR_LISTENERS);
+    cx.no_effect("http2_protocol_options.allow_connect", &http2.allow_connect, FOR_LISTENERS);
+    cx.no_effect(
+        "http_protocol_options.enable_trailers",
+        &http1.enable_trailers,
+        "trailers are passed on where the connection manager enables them",
     );
     Ok(UpstreamHttp {
         protocol,
@@ -185,7 +194,6 @@ fn assemble(protocol: UpstreamProtocol, parts: Parts, cx: &mut Context) -> Resul
         http2,
         idle_timeout: common.idle_timeout,
         max_connection_duration: common.max_connection_duration,
-        max_stream_duration: common.max_stream_duration,
         max_requests_per_connection: common.max_requests_per_connection.unwrap_or(0),
         max_response_headers_count: common.max_headers_count,
         auto_sni,

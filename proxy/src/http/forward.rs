@@ -227,7 +227,12 @@ async fn attempt(
 ) -> Result<Response<ResponseBody>, Ended> {
     let worker = exchange.down.worker.clone();
     let avoid = if policy.is_some_and(|p| p.avoid_previous_hosts) { &tried[..] } else { &[] };
-    let context = LbContext { hash: hash(exchange, forward, &parts), original_dst: exchange.down.original_dst, avoid };
+    let context = LbContext {
+        hash: hash(exchange, forward, &parts),
+        original_dst: exchange.down.original_dst,
+        avoid,
+        picks: policy.map_or(1, |p| p.host_selection_max_attempts),
+    };
     let host = worker.upstream.choose_host(cluster, &context).map_err(|e| no_connection(exchange, e))?;
     if policy.is_some() {
         tried.push(host.clone());
@@ -363,7 +368,7 @@ fn hash(exchange: &Exchange, forward: &Forward, parts: &Parts) -> Option<u64> {
         HashPolicy::Header(name) => parts.headers.get(name).map(|v| of(v.as_bytes())),
         HashPolicy::SourceIp => Some(of(exchange.info.peer.0.ip().to_string().as_bytes())),
         HashPolicy::Query(name) => super::routes::query_value(parts.uri.query()?.as_bytes(), name).map(of),
-        HashPolicy::Cookie { name, .. } => parts
+        HashPolicy::Cookie(name) => parts
             .headers
             .get_all(http::header::COOKIE)
             .iter()

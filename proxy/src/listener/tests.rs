@@ -98,7 +98,6 @@ impl World {
                 http2: Http2Options::default(),
                 idle_timeout: None,
                 max_connection_duration: None,
-                max_stream_duration: None,
                 max_requests_per_connection: 0,
                 max_response_headers_count: 100,
                 auto_sni: false,
@@ -109,9 +108,7 @@ impl World {
             transport_matches: Vec::new(),
             bind: None,
             tcp_keepalive: None,
-            per_connection_buffer_limit_bytes: 1 << 20,
             panic_threshold: 50.0,
-            ignore_health_on_host_removal: false,
             close_connections_on_host_health_failure: false,
             metadata: Arc::default(),
             hash: 0,
@@ -165,7 +162,6 @@ fn listener(chains: Vec<FilterChainConfig>) -> ListenerConfig {
         per_connection_buffer_limit_bytes: 1 << 20,
         access_log: Vec::new(),
         drain_modify_only: false,
-        exact_balance: false,
         shell_hash: 1,
     }
 }

@@ -17,6 +17,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
+/// How often to pick, at most, while an endpoint comes up that has failed already.
+const PICKS: u32 = 5;
+
 /// `envoy.filters.network.tcp_proxy`.
 pub struct TcpProxy {
     config: Arc<TcpProxyConfig>,
@@ -151,7 +154,8 @@ impl TcpProxy {
         let hash = self.config.hash_source_ip.then(|| hash_ip(connection.info.peer.0.ip()));
         let mut tried: SmallVec<[Arc<Host>; 1]> = SmallVec::new();
         loop {
-            let context = LbContext { hash, original_dst: connection.original_dst.map(|dst| dst.0), avoid: &tried };
+            let original_dst = connection.original_dst.map(|dst| dst.0);
+            let context = LbContext { hash, original_dst, avoid: &tried, picks: PICKS };
             let host = match worker.upstream.choose_host(&cluster, &context) {
                 Ok(host) => host,
                 Err(error) => {

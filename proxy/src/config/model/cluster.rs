@@ -21,11 +21,8 @@ pub struct ClusterConfig {
     pub transport_matches: Vec<TransportMatch>,
     pub bind: Option<BindConfig>,
     pub tcp_keepalive: Option<TcpKeepalive>,
-    /// Soft limit of what is buffered per connection and direction; default 1 MiB.
-    pub per_connection_buffer_limit_bytes: u32,
     /// Percent of healthy endpoints under which all are used; default 50.
     pub panic_threshold: f64,
-    pub ignore_health_on_host_removal: bool,
     pub close_connections_on_host_health_failure: bool,
     /// `metadata.filter_metadata`, by filter name.
     pub metadata: Arc<BTreeMap<String, serde_json::Value>>,
@@ -152,7 +149,6 @@ pub struct UpstreamHttp {
     /// Default 1 h; `None`: never.
     pub idle_timeout: Option<Duration>,
     pub max_connection_duration: Option<Duration>,
-    pub max_stream_duration: Option<Duration>,
     /// 0: no limit.
     pub max_requests_per_connection: u32,
     pub max_response_headers_count: u32,

@@ -28,12 +28,9 @@ pub struct HcmConfig {
     pub always_set_request_id_in_response: bool,
     pub forward_client_cert: ForwardClientCert,
     pub set_client_cert: ClientCertDetails,
-    pub proxy_100_continue: bool,
     pub normalize_path: bool,
     pub merge_slashes: bool,
     pub escaped_slashes: EscapedSlashes,
-    /// Envoy's runtime `http_reject_path_with_fragment`; default true.
-    pub reject_path_with_fragment: bool,
     pub strip_port: StripPort,
     pub strip_trailing_host_dot: bool,
     /// Lower-case upgrade types that are allowed, e.g. `websocket`.
@@ -47,10 +44,6 @@ pub struct HcmConfig {
     pub request_headers_timeout: Option<Duration>,
     pub max_connection_duration: Option<Duration>,
     pub max_stream_duration: Option<Duration>,
-    /// HTTP/2: between the first and the final GOAWAY; default 5 s.
-    pub drain_timeout: Duration,
-    /// Default 1 s.
-    pub delayed_close_timeout: Option<Duration>,
     /// 0: no limit.
     pub max_requests_per_connection: u32,
     /// Default 60 KiB.
@@ -58,7 +51,6 @@ pub struct HcmConfig {
     /// Default 100.
     pub max_headers_count: u32,
     pub headers_with_underscores: HeadersWithUnderscores,
-    pub stream_error_on_invalid_http_message: bool,
     pub http1: Http1Options,
     pub http2: Http2Options,
 }
@@ -85,7 +77,6 @@ pub enum HttpFilterConfig {}
 #[derive(Debug, Clone, Default)]
 pub struct RouterConfig {
     pub suppress_envoy_headers: bool,
-    pub respect_expected_rq_timeout: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,7 +132,6 @@ pub struct Http1Options {
     pub accept_http_10: bool,
     pub default_host_for_http_10: Option<HeaderValue>,
     pub enable_trailers: bool,
-    pub allow_chunked_length: bool,
     pub header_case: HeaderCase,
 }
 
@@ -151,7 +141,6 @@ impl Default for Http1Options {
             accept_http_10: false,
             default_host_for_http_10: None,
             enable_trailers: false,
-            allow_chunked_length: false,
             header_case: HeaderCase::Lower,
         }
     }

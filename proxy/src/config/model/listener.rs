@@ -36,7 +36,6 @@ pub struct ListenerConfig {
     pub access_log: Vec<AccessLogConfig>,
     /// `drain_type: MODIFY_ONLY`: /healthcheck/fail and drain sequences do not touch it.
     pub drain_modify_only: bool,
-    pub exact_balance: bool,
     /// Hash of the message without its filter chains: equal hashes mean that only chains differ.
     pub shell_hash: u64,
 }

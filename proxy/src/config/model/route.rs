@@ -189,7 +189,7 @@ pub enum HostRewrite {
 #[derive(Debug, Clone)]
 pub enum HashPolicy {
     Header(HeaderName),
-    Cookie { name: Box<str>, ttl: Option<Duration>, path: Box<str> },
+    Cookie(Box<str>),
     SourceIp,
     Query(Box<str>),
 }
@@ -208,6 +208,7 @@ pub struct RetryPolicy {
     pub max_interval: Duration,
     /// Avoid hosts already tried (`previous_hosts`).
     pub avoid_previous_hosts: bool,
+    /// Picks of the balancer before a host to be avoided is taken after all; 1 to 100, default 1.
     pub host_selection_max_attempts: u32,
 }
 

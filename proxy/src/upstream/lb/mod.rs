@@ -22,10 +22,9 @@ pub struct LbContext<'a> {
     pub original_dst: Option<SocketAddr>,
     /// Hosts already tried, to be avoided if there is another.
     pub avoid: &'a [Arc<Host>],
+    /// How often to pick, at most, while a host to be avoided comes up; 0 counts as 1.
+    pub picks: u32,
 }
-
-/// How often a balancer is asked again when it picks a host to be avoided.
-const AVOID_ATTEMPTS: usize = 5;
 
 /// One worker's balancer of one cluster.
 #[derive(Default)]
@@ -49,7 +48,7 @@ impl Balancer {
             self.rebuild(&cluster.config.lb, set);
         }
         let mut chosen = None;
-        for _ in 0..AVOID_ATTEMPTS {
+        for _ in 0..context.picks.max(1) {
             let (at, share) = pick_share(set)?;
             let hosts = set.priorities.get(share.priority)?.part(share.part);
             if share.part == Part::All {
@@ -192,10 +191,12 @@ mod tests {
         let hosts: Vec<_> = set.hosts().cloned().collect();
         let mut balancer = Balancer::default();
         for _ in 0..10 {
-            let context = LbContext { avoid: &hosts[..1], ..LbContext::default() };
+            let context = LbContext { avoid: &hosts[..1], picks: 5, ..LbContext::default() };
             assert!(Arc::ptr_eq(&balancer.choose(&cluster, &set, &context).unwrap(), &hosts[1]));
         }
-        let context = LbContext { avoid: &hosts, ..LbContext::default() };
+        let once = LbContext { avoid: &hosts[..1], picks: 1, ..LbContext::default() };
+        assert!((0..2).any(|_| Arc::ptr_eq(&balancer.choose(&cluster, &set, &once).unwrap(), &hosts[0])));
+        let context = LbContext { avoid: &hosts, picks: 5, ..LbContext::default() };
         assert!(balancer.choose(&cluster, &set, &context).is_some());
     }
 
