@@ -174,7 +174,7 @@ impl TcpProxy {
                 matches!(error.kind, UpstreamErrorKind::ConnectionFailure | UpstreamErrorKind::ConnectTimeout);
             if !may_help || record.attempts >= self.config.max_connect_attempts {
                 record.flags.set(flag_of(error.kind));
-                if may_help && self.config.max_connect_attempts > 1 {
+                if may_help {
                     record.flags.set(Flag::UpstreamRetryLimitExceeded);
                 }
                 return None;
