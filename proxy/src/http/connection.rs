@@ -506,7 +506,7 @@ async fn handle(down: Rc<Downstream>, request: Request<Incoming>) -> Result<Resp
 /// Rules, then the route.
 fn route(exchange: &mut Exchange, parts: &mut Parts) -> Result<(Selected, Wish), Reply> {
     rules::admit(exchange, parts)?;
-    let sanitized = headers::sanitize_request(exchange, parts);
+    let sanitized = headers::sanitize_request(exchange, parts)?;
     let wish = Wish::of(&parts.method, sanitized.upgrade);
     let manager = exchange.down.manager.clone();
     let not_found = || {

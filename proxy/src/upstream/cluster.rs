@@ -79,7 +79,7 @@ impl Cluster {
         let original_dst = match config.discovery {
             ClusterDiscovery::OriginalDst { .. } => {
                 let kept = place.running.and_then(|c| c.original_dst.clone());
-                Some(kept.unwrap_or_default())
+                Some(kept.unwrap_or_else(|| Arc::new(OriginalDstHosts::new(&scope))))
             }
             _ => None,
         };

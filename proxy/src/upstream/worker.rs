@@ -160,7 +160,7 @@ impl WorkerCluster {
                 host.mark_used();
                 Arc::clone(host)
             }
-            _ => self.cluster.original_dst.as_ref()?.host(address),
+            _ => self.cluster.original_dst.as_ref()?.host(address)?,
         };
         cache.hosts.insert(address, Arc::clone(&host));
         cache.last = Some((address, Arc::clone(&host)));
