@@ -490,7 +490,7 @@ fn codec_error(down: &Rc<Downstream>, error: &hyper::Error) {
         _ => (Some(Flag::DownstreamProtocolError), "http1.codec_error"),
     };
     let status = down.wire.refused.load(Ordering::Relaxed);
-    let mut exchange = Exchange::begin(down, None, http::Version::HTTP_11);
+    let mut exchange = Exchange::begin(down, None, Version::HTTP_11);
     exchange.fail(flag, details);
     exchange.responds(status, &http::HeaderMap::new());
     exchange.bytes_sent = super::io::own_words(status).1.len() as u64;
