@@ -3,7 +3,7 @@
 use super::exchange::{Exchange, State};
 use super::timeouts::Expired;
 use crate::access_log::Flag;
-use crate::upstream::{BodyError, ResponseBody};
+use crate::upstream::{BodyError, ResponseBody, SendErrorKind, broken_off};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use std::pin::Pin;
@@ -82,10 +82,23 @@ impl http_body::Body for Body {
                         Poll::Ready(None)
                     }
                     Some(Err(error)) => {
-                        exchange.fail(
-                            Some(Flag::UpstreamConnectionTermination),
-                            "upstream_reset_after_response_started{connection_termination}",
-                        );
+                        let (flag, details) = match broken_off(&error) {
+                            SendErrorKind::ConnectionTermination => (
+                                Flag::UpstreamConnectionTermination,
+                                "upstream_reset_after_response_started{connection_termination}",
+                            ),
+                            SendErrorKind::RemoteReset => {
+                                (Flag::UpstreamRemoteReset, "upstream_reset_after_response_started{remote_reset}")
+                            }
+                            SendErrorKind::RefusedStream => (
+                                Flag::UpstreamRemoteReset,
+                                "upstream_reset_after_response_started{remote_refused_stream_reset}",
+                            ),
+                            SendErrorKind::ProtocolError => {
+                                (Flag::UpstreamProtocolError, "upstream_reset_after_response_started{protocol_error}")
+                            }
+                        };
+                        exchange.fail(Some(flag), details);
                         Poll::Ready(Some(Err(error)))
                     }
                 }

@@ -122,11 +122,13 @@ fn is_grpc(content_type: &HeaderValue) -> bool {
 
 /// One `cookie` line of the several that HTTP/2 may cut it into (RFC 9113, 8.2.3).
 fn join_crumbs(headers: &mut HeaderMap) {
-    let crumbs: SmallVec<[&[u8]; 8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if crumbs.len() < 2 {
-        return;
-    }
-    let joined = Bytes::from(crumbs.join(&b"; "[..]));
+    let joined = {
+        let crumbs: SmallVec<[&[u8]; 8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if crumbs.len() < 2 {
+            return;
+        }
+        Bytes::from(crumbs.join(&b"; "[..]))
+    };
     // every crumb is a valid value, so their list is
     if let Ok(joined) = HeaderValue::from_maybe_shared(joined) {
         headers.insert(header::COOKIE, joined);

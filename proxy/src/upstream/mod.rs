@@ -100,6 +100,11 @@ pub enum SendErrorKind {
     ProtocolError,
 }
 
+/// Why a response body of an endpoint broke off.
+pub fn broken_off(error: &BodyError) -> SendErrorKind {
+    error.downcast_ref().map_or(SendErrorKind::ConnectionTermination, pool::broken_off)
+}
+
 #[derive(Debug)]
 pub struct UpstreamConnectionInfo {
     pub id: u64,

@@ -7,6 +7,7 @@ use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use std::error::Error;
+use std::io::ErrorKind;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
@@ -193,6 +194,18 @@ fn send_error(error: &hyper::Error, unsent: Option<Request<RequestBody>>) -> Sen
         _ => SendErrorKind::ConnectionTermination,
     };
     SendError { kind, unsent, detail: error.to_string() }
+}
+
+/// Why a response that had begun broke off. HTTP/1 that ends too early, or is not HTTP, breaks the protocol, as in Envoy.
+pub(in crate::upstream) fn broken_off(error: &hyper::Error) -> SendErrorKind {
+    let io = error.source().and_then(|source| source.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+    match io {
+        Some(ErrorKind::UnexpectedEof | ErrorKind::InvalidData | ErrorKind::InvalidInput) => {
+            SendErrorKind::ProtocolError
+        }
+        None if h2_error(error).is_none() && error.is_incomplete_message() => SendErrorKind::ProtocolError,
+        _ => send_error(error, None).kind,
+    }
 }
 
 fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
