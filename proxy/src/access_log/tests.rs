@@ -113,7 +113,7 @@ fn refused(format: &str) -> String {
 fn the_default_format_is_envoy_s() {
     assert_eq!(
         text(DEFAULT_FORMAT),
-        "[2026-11-22T20:09:26.473Z] \"GET /pa/th?a=bcd&x=1 HTTP/1.1\" 503 UF,URX 0 2 5 3 \"-\" \"curl/7.88.1\" \"-\" \
+        "[2026-11-22T20:09:26.473Z] \"GET /pa/th?a=bcd&x=1 HTTP/1.1\" 503 URX,UF 0 2 5 3 \"-\" \"curl/7.88.1\" \"-\" \
          \"host:1\" \"10.0.0.1:80\"\n"
     );
 }
