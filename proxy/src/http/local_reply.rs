@@ -24,6 +24,13 @@ impl Reply {
         Reply { status, body: body.into(), details: details.into(), flag: None, header: None, close: false }
     }
 
+    /// The reply to what is no HTTP/1, and its count.
+    pub fn codec_error(exchange: &Exchange, status: StatusCode, details: &'static str) -> Reply {
+        exchange.down.manager.stats.count.downstream_cx_protocol_error.inc();
+        let reason = status.canonical_reason().unwrap_or_default();
+        Reply::new(status, reason, details).flagged(Flag::DownstreamProtocolError).closing()
+    }
+
     pub fn flagged(mut self, flag: Flag) -> Reply {
         self.flag = Some(flag);
         self
