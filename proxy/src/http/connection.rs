@@ -7,6 +7,7 @@ use super::headers::{finish_response, strip_response};
 use super::io::{Io, Wire};
 use super::local_reply::Reply;
 use super::manager::{ConnectionManager, local_ip};
+use super::request_body::Fault;
 use super::routes::{RequestView, Selected};
 use super::upgrade::{Wish, tunnel};
 use super::{forward, headers, names, rewrite, rules};
@@ -25,7 +26,6 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::cell::{Cell, OnceCell, RefCell};
-use std::convert::Infallible;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -475,7 +475,7 @@ fn codec_error(down: &Rc<Downstream>, error: &hyper::Error) {
             stats.count.downstream_rq_too_large.inc();
             (Some(Flag::DownstreamProtocolError), "http1.headers_too_large")
         }
-        _ => (Some(Flag::DownstreamProtocolError), "http1.codec_error"),
+        _ => (Some(Flag::DownstreamProtocolError), names::CODEC_ERROR),
     };
     let status = down.wire.refused.load(Ordering::Relaxed);
     let mut exchange = Exchange::begin(down, None, http::Version::HTTP_11);
@@ -484,8 +484,13 @@ fn codec_error(down: &Rc<Downstream>, error: &hyper::Error) {
     exchange.completes();
 }
 
+/// The client went away before there was a response: nobody would read one.
+#[derive(Debug, thiserror::Error)]
+#[error("the client has gone")]
+struct Gone;
+
 /// One request, from its head to its response's.
-async fn handle(down: Rc<Downstream>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+async fn handle(down: Rc<Downstream>, request: Request<Incoming>) -> Result<Response<Body>, Gone> {
     let (mut parts, incoming) = request.into_parts();
     let mut exchange = Exchange::begin(&down, Some(parts.method.clone()), parts.version);
     exchange.has_body = !incoming.is_end_stream();
@@ -499,6 +504,7 @@ async fn handle(down: Rc<Downstream>, request: Request<Incoming>) -> Result<Resp
     };
     Ok(match result {
         Ok(response) => respond(exchange, response, client),
+        Err(_) if exchange.request_fault() == Some(Fault::Gone) => return Err(Gone),
         Err(reply) => respond_locally(exchange, reply),
     })
 }

@@ -4,7 +4,7 @@ use super::exchange::{Exchange, RequestTemplates, Upstream};
 use super::headers;
 use super::local_reply::Reply;
 use super::names;
-use super::request_body::{RequestStream, SharedSource, Source};
+use super::request_body::{Fault, RequestStream, SharedSource, Source};
 use super::retry::{self, Failure};
 use super::routes::{Selected, Targets};
 use super::timeouts::{Expired, grpc_timeout};
@@ -61,6 +61,8 @@ pub(super) async fn forward(
     let result = attempts(exchange, &cluster, forward, policy, parts, source).await;
     let status = match &result {
         Ok(response) => response.status().as_u16(),
+        // no word on the endpoint
+        Err(_) if exchange.request_fault().is_some() => return result,
         Err(reply) => reply.status.as_u16(),
     };
     exchange.charge(Event::Response(status));
@@ -111,6 +113,8 @@ enum Ended {
     Failed(Failed),
     /// A timeout of the whole request.
     Expired(Expired),
+    /// The request's body did not come to its end.
+    Client,
 }
 
 async fn attempts(
@@ -156,6 +160,9 @@ async fn attempts(
                 return Ok(response);
             }
             Err(Ended::Expired(kind)) => return Err(expired(exchange, kind)),
+            Err(Ended::Client) => {
+                return Err(Reply::codec_error(exchange, StatusCode::BAD_REQUEST, names::CODEC_ERROR));
+            }
             Err(Ended::Failed(failed)) => {
                 // a pooled connection that died before it took a byte says nothing of the endpoint
                 let wanted = policy.is_some_and(|p| retry::wants_after_failure(p, failed.failure));
@@ -280,6 +287,7 @@ async fn attempt(
                 }
                 return Ok(response);
             }
+            Ok(Err(_)) if exchange.request_fault().is_some() => return Err(Ended::Client),
             Ok(Err(error)) => match error.unsent {
                 Some(request) if stale < STALE_CONNECTIONS => {
                     stale += 1;
@@ -301,6 +309,15 @@ fn no_connection(exchange: &mut Exchange, error: UpstreamError) -> Ended {
         upstream.failure.clone_from(&error.transport_failure);
     }
     Ended::Failed(Failed { failure: Failure::Connect(error.kind), detail: error.transport_failure })
+}
+
+/// Notes that a response which had begun was cut because of the request's own body.
+pub(super) fn blame_client(exchange: &mut Exchange, fault: Fault) {
+    // of a client that went away, the exchange says so itself
+    if fault == Fault::Protocol {
+        exchange.down.manager.stats.count.downstream_cx_protocol_error.inc();
+        exchange.fail(Some(Flag::DownstreamProtocolError), names::CODEC_ERROR);
+    }
 }
 
 fn ran_out(kind: Expired) -> Ended {
@@ -397,7 +414,7 @@ fn refuse(exchange: &mut Exchange, failed: &Failed, retries: u32) -> Reply {
         Failure::Connect(UpstreamErrorKind::ConnectTimeout) => {
             (503, Flag::UpstreamConnectionFailure, "connection timeout")
         }
-        Failure::Send(SendErrorKind::ConnectionTermination, _) => {
+        Failure::Send(SendErrorKind::ConnectionTermination | SendErrorKind::RequestBody, _) => {
             (503, Flag::UpstreamConnectionTermination, "connection termination")
         }
         Failure::Send(SendErrorKind::RemoteReset, _) => (503, Flag::UpstreamRemoteReset, "remote reset"),

@@ -98,6 +98,8 @@ pub enum SendErrorKind {
     RefusedStream,
     /// What came back is not HTTP (`UPE`).
     ProtocolError,
+    /// The request's own body failed: the endpoint is not to blame.
+    RequestBody,
 }
 
 #[derive(Debug)]

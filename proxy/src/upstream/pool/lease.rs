@@ -7,6 +7,7 @@ use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use std::error::Error;
+use std::io::{self, ErrorKind};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
@@ -51,6 +52,13 @@ impl Checkout {
 
     pub fn info(&self) -> &Rc<UpstreamConnectionInfo> {
         &self.info
+    }
+
+    /// Counts an HTTP/1 message that broke the protocol. The HTTP/2 connection counts its own when it ends.
+    pub fn count_protocol_error(&self, kind: SendErrorKind) {
+        if kind == SendErrorKind::ProtocolError && !self.info.http2 {
+            self.pool.cluster.stats().upstream_cx_protocol_error.inc();
+        }
     }
 
     /// The response has ended cleanly: the connection can serve another request.
@@ -149,11 +157,12 @@ impl HttpLease {
     }
 
     fn count(&self, kind: SendErrorKind) {
+        self.checkout.count_protocol_error(kind);
         let stats = self.active.0.cluster.stats();
         match kind {
             SendErrorKind::RemoteReset | SendErrorKind::RefusedStream => stats.upstream_rq_rx_reset.inc(),
             SendErrorKind::ConnectionTermination => stats.upstream_rq_pending_failure_eject.inc(),
-            SendErrorKind::ProtocolError => {}
+            SendErrorKind::ProtocolError | SendErrorKind::RequestBody => {}
         }
     }
 }
@@ -181,18 +190,33 @@ impl Checkout {
     }
 }
 
-/// What hyper's error means for the request.
 fn send_error(error: &hyper::Error, unsent: Option<Request<RequestBody>>) -> SendError {
-    let kind = match h2_error(error) {
+    SendError { kind: kind_of(error), unsent, detail: error.to_string() }
+}
+
+/// What hyper's error means for the request.
+fn kind_of(error: &hyper::Error) -> SendErrorKind {
+    match h2_error(error) {
         Some(h2) if h2.reason() == Some(h2::Reason::REFUSED_STREAM) => SendErrorKind::RefusedStream,
         Some(h2) if h2.is_go_away() && h2.is_remote() => SendErrorKind::RefusedStream,
         Some(h2) if h2.is_reset() && h2.is_remote() => SendErrorKind::RemoteReset,
         Some(h2) if h2.is_io() => SendErrorKind::ConnectionTermination,
         Some(h2) if h2.is_library() || h2.is_reset() => SendErrorKind::ProtocolError,
         _ if error.is_parse() => SendErrorKind::ProtocolError,
+        _ if error.is_user() => SendErrorKind::RequestBody,
         _ => SendErrorKind::ConnectionTermination,
-    };
-    SendError { kind, unsent, detail: error.to_string() }
+    }
+}
+
+/// What hyper's error means for a response body.
+pub(super) fn body_failure(error: &hyper::Error) -> SendErrorKind {
+    // chunks that are none, or an end before the length: hyper says so with an I/O error of its own
+    match error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind) {
+        Some(ErrorKind::InvalidInput | ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
+            SendErrorKind::ProtocolError
+        }
+        _ => kind_of(error),
+    }
 }
 
 fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
