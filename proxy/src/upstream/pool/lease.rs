@@ -3,7 +3,8 @@
 use super::body::{RequestBody, ResponseBody};
 use super::{Connection, Pool};
 use crate::upstream::{SendError, SendErrorKind, UpstreamConnectionInfo};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode, Version, header};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use std::error::Error;
@@ -126,6 +127,11 @@ impl HttpLease {
                 Ok(response) => {
                     let status = response.status();
                     let tunnel = status == StatusCode::SWITCHING_PROTOCOLS || (connect && status.is_success());
+                    if !tunnel && !self.is_http2() && !has_one_length(&response) {
+                        self.count(SendErrorKind::ProtocolError);
+                        let detail = "the response's content-length and transfer-encoding contradict".to_owned();
+                        return Err(SendError { kind: SendErrorKind::ProtocolError, unsent: None, detail });
+                    }
                     let HttpLease { checkout, active } = self;
                     return Ok(response.map(|incoming| ResponseBody::new(incoming, checkout, active, tunnel)));
                 }
@@ -188,6 +194,25 @@ impl Checkout {
             }
         }
     }
+}
+
+/// Whether an HTTP/1 response says once, and in a way that is understood, where its body ends. The codec takes more.
+fn has_one_length(response: &Response<Incoming>) -> bool {
+    let headers = response.headers();
+    let length = response.body().size_hint().exact();
+    let ended = response.body().is_end_stream();
+    // a body of known length had no transfer-encoding, one of unknown length may have both
+    if length.is_none() || ended {
+        let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+        if let Some(coding) = codings.next() {
+            return coding.as_bytes().eq_ignore_ascii_case(b"chunked")
+                && codings.next().is_none()
+                && !headers.contains_key(header::CONTENT_LENGTH);
+        }
+    }
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let empty = lengths.next().is_none_or(|length| response.status() != StatusCode::NO_CONTENT || length == "0");
+    empty && lengths.next().is_none()
 }
 
 fn send_error(error: &hyper::Error, unsent: Option<Request<RequestBody>>) -> SendError {
