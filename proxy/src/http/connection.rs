@@ -255,6 +255,9 @@ pub(super) async fn serve(manager: Arc<ConnectionManager>, connection: Connectio
         // set once, here
         let _ = down.wire.on_head.set(down.alarms.gate.clone());
     }
+    if let Some(limit) = down.manager.config.delayed_close_timeout {
+        let _ = down.wire.delayed_close.set(limit);
+    }
     if down.manager.config.server_header != ServerHeader::PassThrough {
         let _ = down.wire.server.set(down.manager.config.server_name.clone());
     }
@@ -421,6 +424,9 @@ impl Counted<'_> {
         let local = down.closing.get() || matches!(end, End::Cut);
         if let End::Codec(Err(error)) = end {
             codec_error(down, error);
+        }
+        if down.wire.closed_late.load(Ordering::Relaxed) {
+            count.downstream_cx_delayed_close_timeout.inc();
         }
         if busy {
             count.downstream_cx_destroy_active_rq.inc();
@@ -644,6 +650,7 @@ fn finish_headers(exchange: &mut Exchange, status: StatusCode, map: &mut http::H
             down.close();
         } else if status != StatusCode::SWITCHING_PROTOCOLS {
             map.insert(header::CONNECTION, names::CLOSE);
+            down.wire.last_word.store(true, Ordering::Relaxed);
         }
     }
 }

@@ -2,6 +2,7 @@
 //! hyper's own error responses put into Envoy's words.
 
 use super::alarm::Gate;
+use super::linger::{Ended, Linger};
 use crate::net::Transport;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
@@ -11,6 +12,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
@@ -36,6 +38,12 @@ pub(super) struct Wire {
     pub server: OnceLock<HeaderValue>,
     /// Status of the last response that was the codec's own; 0: there was none.
     pub refused: AtomicU16,
+    /// The connection ends after a response and by our will: the client may not know yet and still be sending.
+    pub last_word: AtomicBool,
+    /// How long such a client is listened to; unset: not at all.
+    pub delayed_close: OnceLock<Duration>,
+    /// It did not close in that time.
+    pub closed_late: AtomicBool,
 }
 
 impl Wire {
@@ -69,12 +77,14 @@ pub(super) struct Io {
     ahead: Bytes,
     /// A response in place of the codec's own, as far as it is not yet written.
     instead: Bytes,
+    /// Set once the write side is shut down, when reading goes on.
+    linger: Option<Linger>,
     wire: Arc<Wire>,
 }
 
 impl Io {
     pub fn new(transport: Transport, wire: Arc<Wire>) -> Io {
-        Io { transport, ahead: Bytes::new(), instead: Bytes::new(), wire }
+        Io { transport, ahead: Bytes::new(), instead: Bytes::new(), linger: None, wire }
     }
 
     /// Reads until it is clear whether the client speaks HTTP/2. A client that sends nothing more than a part of the preface
@@ -235,7 +245,19 @@ impl AsyncWrite for Io {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().transport).poll_shutdown(cx)
+        let me = self.get_mut();
+        let linger = match &mut me.linger {
+            Some(linger) => linger,
+            none => {
+                std::task::ready!(Pin::new(&mut me.transport).poll_shutdown(cx))?;
+                let said = Wire::flag(&me.wire.last_word) || me.wire.refused.load(Ordering::Relaxed) != 0;
+                let Some(limit) = me.wire.delayed_close.get().filter(|_| said) else { return Poll::Ready(Ok(())) };
+                none.insert(Linger::new(*limit))
+            }
+        };
+        let ended = std::task::ready!(linger.poll(&mut me.transport, cx));
+        me.wire.closed_late.store(ended == Ended::TimedOut, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -6,6 +6,7 @@ use crate::access_log::Flag;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use std::borrow::Cow;
+use std::sync::atomic::Ordering;
 
 /// A reply to be sent in place of an endpoint's response.
 pub(super) struct Reply {
@@ -77,6 +78,7 @@ impl Reply {
         // after a bad request nothing on the connection is trusted
         if (self.close || self.status == StatusCode::BAD_REQUEST) && !exchange.down.http2 {
             response.headers_mut().insert(header::CONNECTION, names::CLOSE);
+            exchange.down.wire.last_word.store(true, Ordering::Relaxed);
         }
         if exchange.method == Some(Method::HEAD) {
             body = Bytes::new();

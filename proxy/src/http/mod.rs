@@ -10,6 +10,7 @@ mod exchange;
 mod forward;
 mod headers;
 mod io;
+mod linger;
 mod local_reply;
 mod manager;
 mod names;
