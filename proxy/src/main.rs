@@ -13,5 +13,13 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 pub static malloc_conf: &[u8] = b"thp:never,dirty_decay_ms:1000,muzzy_decay_ms:0,tcache_max:8192\0";
 
 fn main() -> ExitCode {
-    outrigger::server::run(outrigger::cli::Options::parse())
+    match outrigger::cli::Options::try_parse() {
+        Ok(options) => outrigger::server::run(options),
+        Err(said) => {
+            // help and errors alike; a closed terminal is no reason to fail differently
+            let _ = said.print();
+            // Envoy's exit status of bad flags is 1, where clap's own would be 2
+            if said.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+        }
+    }
 }

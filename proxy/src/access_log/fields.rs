@@ -67,8 +67,9 @@ fn upstream_local(entry: &Entry<'_>) -> Option<SocketAddr> {
 }
 
 fn flags(entry: &Entry<'_>, name: fn(Flag) -> &'static str, out: &mut Vec<u8>) -> Wrote {
+    // no flags are a value of their own, in JSON too
     if entry.flags.is_empty() {
-        return Wrote::Nothing;
+        out.push(b'-');
     }
     for (at, flag) in entry.flags.iter().enumerate() {
         if at > 0 {

@@ -2,7 +2,8 @@
 
 macro_rules! flags {
     ($($flag:ident $short:literal $long:literal,)+) => {
-        /// One reason. The order is Envoy's: it is the order in which several are printed.
+        /// One reason. Several are printed in this order; Envoy prints them as they were set, and the end of the retries
+        /// is set before the reason of the last one.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[repr(u8)]
         pub enum Flag {
@@ -24,6 +25,7 @@ macro_rules! flags {
 }
 
 flags! {
+    UpstreamRetryLimitExceeded "URX" "UpstreamRetryLimitExceeded",
     FailedLocalHealthCheck "LH" "FailedLocalHealthCheck",
     NoHealthyUpstream "UH" "NoHealthyUpstream",
     UpstreamRequestTimeout "UT" "UpstreamRequestTimeout",
@@ -39,7 +41,6 @@ flags! {
     UnauthorizedExternalService "UAEX" "UnauthorizedExternalService",
     RateLimitServiceError "RLSE" "RateLimitServiceError",
     DownstreamConnectionTermination "DC" "DownstreamConnectionTermination",
-    UpstreamRetryLimitExceeded "URX" "UpstreamRetryLimitExceeded",
     StreamIdleTimeout "SI" "StreamIdleTimeout",
     InvalidEnvoyRequestHeaders "IH" "InvalidEnvoyRequestHeaders",
     DownstreamProtocolError "DPE" "DownstreamProtocolError",

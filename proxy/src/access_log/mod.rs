@@ -157,6 +157,56 @@ pub struct Entry<'a> {
     pub traced: bool,
 }
 
+/// No headers at all.
+struct NoHeaders;
+
+impl HeaderSource for NoHeaders {
+    fn get(&self, _: &HeaderName) -> Option<&HeaderValue> {
+        None
+    }
+}
+
+impl<'a> Entry<'a> {
+    /// An entry of which nothing is known but its connection: to be filled with `Entry { .., ..Entry::new(..) }`.
+    pub fn new(kind: Kind, connection: &'a ConnectionInfo, start: SystemTime, duration: Duration) -> Entry<'a> {
+        Entry {
+            kind,
+            connection,
+            start,
+            duration,
+            timings: Timings::default(),
+            method: None,
+            path: None,
+            original_path: None,
+            authority: None,
+            scheme: None,
+            protocol: None,
+            request_headers: &NoHeaders,
+            response_headers: &NoHeaders,
+            response_trailers: &NoHeaders,
+            response_code: None,
+            response_code_details: "",
+            connection_termination_details: "",
+            flags: ResponseFlags::default(),
+            bytes_received: 0,
+            bytes_sent: 0,
+            wire_bytes_received: 0,
+            wire_bytes_sent: 0,
+            request_headers_bytes: 0,
+            response_headers_bytes: 0,
+            response_trailers_bytes: 0,
+            route_name: "",
+            virtual_cluster: "",
+            upstream: None,
+            grpc_status: None,
+            stream_id: "",
+            local_reply_body: "",
+            health_check: false,
+            traced: false,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Http,

@@ -128,7 +128,7 @@ fn operators_take_parameters_and_lengths() {
     is("%REQUEST_DURATION% %RESPONSE_DURATION% %DURATION%", "0 - 5");
     is("%GRPC_STATUS% %GRPC_STATUS(SNAKE_STRING)% %GRPC_STATUS_NUMBER%", "Unavailable UNAVAILABLE 14");
     is("%START_TIME(%s.%3f)% %START_TIME(%d%)%", "1795378166.473 22%");
-    is("%RESPONSE_FLAGS_LONG%", "UpstreamConnectionFailure,UpstreamRetryLimitExceeded");
+    is("%RESPONSE_FLAGS_LONG%", "UpstreamRetryLimitExceeded,UpstreamConnectionFailure");
     is("%UPSTREAM_HOST_NAME% %UPSTREAM_CLUSTER% %UPSTREAM_CLUSTER_RAW%", "10.0.0.1:80 c; c");
     is("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_LOCAL_PORT%", "127.0.0.1 19902");
     is("%CUSTOM_FLAGS%|%LOCAL_REPLY_BODY%|%ACCESS_LOG_TYPE%|100%%", "||DownstreamEnd|100%");

@@ -17,12 +17,12 @@ pub use view::{
     OutlierView, Refusal, RuntimeView, ServerInfo, Thresholds,
 };
 
-use crate::access_log::{AccessLogs, ConnectionInfo, Entry, HeaderSource, Kind, ResponseFlags, Timings};
+use crate::access_log::{AccessLogs, ConnectionInfo, Entry, Kind};
 use crate::config::model::Address;
 use crate::net::{DownstreamPeer, LocalAddr};
 use crate::stats::{Counter, Gauge, Histogram, Registry, Unit};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, SERVER, X_CONTENT_TYPE_OPTIONS};
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderValue, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -286,48 +286,17 @@ impl Connection {
         let protocol = if head.version == http::Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
         let authority = head.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
         self.logs.log(&Entry {
-            kind: Kind::Http,
-            connection: &self.info,
-            start,
-            duration,
-            timings: Timings::default(),
             method: Some(head.method.as_str()),
             path: head.uri.path_and_query().map(|path| path.as_str()),
-            original_path: None,
             authority,
             scheme: Some("http"),
             protocol: Some(protocol),
             request_headers: &head.headers,
-            response_headers: &NoHeaders,
-            response_trailers: &NoHeaders,
             response_code: Some(reply.status.as_u16()),
             response_code_details: "admin_filter_response",
-            connection_termination_details: "",
-            flags: ResponseFlags::default(),
-            bytes_received: 0,
             bytes_sent: reply.body.len() as u64,
-            wire_bytes_received: 0,
-            wire_bytes_sent: 0,
-            request_headers_bytes: 0,
-            response_headers_bytes: 0,
-            response_trailers_bytes: 0,
-            route_name: "",
-            virtual_cluster: "",
-            upstream: None,
-            grpc_status: None,
-            stream_id: "",
-            local_reply_body: "",
-            health_check: false,
-            traced: false,
+            ..Entry::new(Kind::Http, &self.info, start, duration)
         });
-    }
-}
-
-struct NoHeaders;
-
-impl HeaderSource for NoHeaders {
-    fn get(&self, _: &HeaderName) -> Option<&HeaderValue> {
-        None
     }
 }
 

@@ -101,12 +101,13 @@ fn conditions(retry_on: &str, cx: &mut Context) -> RetryOn {
             "retriable-4xx" => on.retriable_4xx = true,
             "refused-stream" => on.refused_stream = true,
             "retriable-status-codes" => on.retriable_status_codes = true,
+            "envoy-ratelimited" => on.envoy_ratelimited = true,
             "cancelled" => on.grpc_cancelled = true,
             "deadline-exceeded" => on.grpc_deadline_exceeded = true,
             "internal" => on.grpc_internal = true,
             "resource-exhausted" => on.grpc_resource_exhausted = true,
             "unavailable" => on.grpc_unavailable = true,
-            "envoy-ratelimited" | "retriable-headers" | "http3-post-connect-failure" => {
+            "retriable-headers" | "http3-post-connect-failure" => {
                 cx.warn("retry_on", format!("{token} does not cause a retry"));
             }
             unknown => cx.warn("retry_on", format!("{unknown} is no known condition")),

@@ -114,8 +114,11 @@ fn broke(exchange: &mut Exchange, failure: Option<SendErrorKind>) {
         (None, Some(SendErrorKind::ProtocolError)) => {
             (Flag::UpstreamProtocolError, "upstream_reset_after_response_started{protocol_error}")
         }
-        (None, Some(SendErrorKind::RemoteReset | SendErrorKind::RefusedStream)) => {
+        (None, Some(SendErrorKind::RemoteReset)) => {
             (Flag::UpstreamRemoteReset, "upstream_reset_after_response_started{remote_reset}")
+        }
+        (None, Some(SendErrorKind::RefusedStream)) => {
+            (Flag::UpstreamRemoteReset, "upstream_reset_after_response_started{remote_refused_stream_reset}")
         }
         (None, _) => {
             (Flag::UpstreamConnectionTermination, "upstream_reset_after_response_started{connection_termination}")

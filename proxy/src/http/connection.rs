@@ -18,9 +18,10 @@ use crate::network::{Connection, Worker};
 use crate::upstream::ResponseBody;
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use hyper::ext::ReasonPhrase;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
@@ -108,6 +109,8 @@ pub(super) struct Downstream {
     began: (Instant, SystemTime),
     active: Cell<u32>,
     requests: Cell<u32>,
+    /// Bytes received and sent that the stats have already.
+    counted: Cell<(u64, u64)>,
     idle_since: Cell<Instant>,
     /// The codec is to finish what runs and take nothing new.
     closing: Cell<bool>,
@@ -132,6 +135,7 @@ impl Downstream {
 
     pub fn request_ends(&self, now: Instant) {
         self.active.set(self.active.get().saturating_sub(1));
+        self.count_bytes();
         if self.active.get() == 0 {
             self.wire.busy.store(false, Ordering::Relaxed);
             self.idle_since.set(now);
@@ -139,6 +143,15 @@ impl Downstream {
                 self.alarms.want(at);
             }
         }
+    }
+
+    /// Counts the bytes since the last time.
+    fn count_bytes(&self) {
+        let count = &self.manager.stats.count;
+        let now = (self.wire.received(), self.wire.sent());
+        let before = self.counted.replace(now);
+        count.downstream_cx_rx_bytes_total.add(now.0.wrapping_sub(before.0));
+        count.downstream_cx_tx_bytes_total.add(now.1.wrapping_sub(before.1));
     }
 
     fn idle_deadline(&self) -> Option<Instant> {
@@ -239,6 +252,7 @@ pub(super) async fn serve(manager: Arc<ConnectionManager>, connection: Connectio
         began: (now, SystemTime::now()),
         active: Cell::new(0),
         requests: Cell::new(0),
+        counted: Cell::new((0, 0)),
         idle_since: Cell::new(now),
         closing: Cell::new(false),
         gone: Cell::new(false),
@@ -445,8 +459,7 @@ impl Drop for Counted<'_> {
         let down = self.0;
         let stats = &down.manager.stats;
         stats.count.downstream_cx_destroy.inc();
-        stats.count.downstream_cx_rx_bytes_total.add(down.wire.received());
-        stats.count.downstream_cx_tx_bytes_total.add(down.wire.sent());
+        down.count_bytes();
         stats.cx_active.dec();
         if down.tls {
             stats.cx_ssl_active.dec();
@@ -484,19 +497,20 @@ fn codec_error(down: &Rc<Downstream>, error: &hyper::Error) {
         _ => (Some(Flag::DownstreamProtocolError), names::CODEC_ERROR),
     };
     let status = down.wire.refused.load(Ordering::Relaxed);
-    let mut exchange = Exchange::begin(down, None, http::Version::HTTP_11);
+    let mut exchange = Exchange::begin(down, None, Version::HTTP_11);
     exchange.fail(flag, details);
     exchange.responds(status, &http::HeaderMap::new());
+    exchange.bytes_sent = super::io::own_words(status).1.len() as u64;
     exchange.completes();
 }
 
-/// The client went away before there was a response: nobody would read one.
+/// A request that ends without a response: its stream is reset by the codec with INTERNAL_ERROR, its connection closed.
 #[derive(Debug, thiserror::Error)]
-#[error("the client has gone")]
-struct Gone;
+#[error("the request gets no response")]
+struct Refused;
 
 /// One request, from its head to its response's.
-async fn handle(down: Rc<Downstream>, request: Request<Incoming>) -> Result<Response<Body>, Gone> {
+async fn handle(down: Rc<Downstream>, request: Request<Incoming>) -> Result<Response<Body>, Refused> {
     let (mut parts, incoming) = request.into_parts();
     let mut exchange = Exchange::begin(&down, Some(parts.method.clone()), parts.version);
     exchange.has_body = !incoming.is_end_stream();
@@ -510,7 +524,12 @@ async fn handle(down: Rc<Downstream>, request: Request<Incoming>) -> Result<Resp
     };
     Ok(match result {
         Ok(response) => respond(exchange, response, client),
-        Err(_) if exchange.request_fault() == Some(Fault::Gone) => return Err(Gone),
+        // nobody would read it
+        Err(_) if exchange.request_fault() == Some(Fault::Gone) => return Err(Refused),
+        Err(reply) if reply.reset => {
+            exchange.fail(reply.flag, reply.details);
+            return Err(Refused);
+        }
         Err(reply) => respond_locally(exchange, reply),
     })
 }
@@ -518,7 +537,7 @@ async fn handle(down: Rc<Downstream>, request: Request<Incoming>) -> Result<Resp
 /// Rules, then the route.
 fn route(exchange: &mut Exchange, parts: &mut Parts) -> Result<(Selected, Wish), Reply> {
     rules::admit(exchange, parts)?;
-    let sanitized = headers::sanitize_request(exchange, parts);
+    let sanitized = headers::sanitize_request(exchange, parts)?;
     let wish = Wish::of(&parts.method, sanitized.upgrade);
     let manager = exchange.down.manager.clone();
     let not_found = || {
@@ -587,15 +606,29 @@ async fn act(
         }
         RouteAction::Forward(forward) => {
             let is_upgrade = wish != Wish::Nothing;
+            let is_websocket = wish.is_websocket();
             if let Wish::Upgrade(kind) = wish {
                 parts.headers.insert(header::UPGRADE, kind);
                 parts.headers.insert(header::CONNECTION, names::UPGRADE);
             }
-            return forward::forward(exchange, selected, forward, parts, incoming, is_upgrade).await;
+            let response = forward::forward(exchange, selected, forward, parts, incoming, is_upgrade).await?;
+            return if is_websocket && response.status().is_success() {
+                Err(handshake_failed(response))
+            } else {
+                Ok(response)
+            };
         }
     };
     exchange.capture_request(&parts.headers);
     Err(reply)
+}
+
+/// An endpoint that answers a WebSocket handshake with success and does not switch: the client gets the head alone.
+fn handshake_failed(response: Response<ResponseBody>) -> Reply {
+    let (mut head, _) = response.into_parts();
+    strip_response(&mut head.headers);
+    head.headers.remove(header::CONTENT_LENGTH);
+    Reply::new(head.status, "", "websocket_handshake_unsuccessful").with_headers(head.headers).closing()
 }
 
 /// The endpoint's response, as the client gets it.
@@ -608,12 +641,14 @@ fn respond(
     let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS
         || (exchange.method == Some(Method::CONNECT) && response.status().is_success());
     let endpoint = response.extensions_mut().remove::<OnUpgrade>();
+    // reason phrases are the codec's, as in Envoy
+    response.extensions_mut().remove::<ReasonPhrase>();
     if !switches {
         strip_response(response.headers_mut());
     }
     forward::finish_upstream_response(&mut exchange, &mut response);
     let (mut head, body) = response.into_parts();
-    finish_headers(&mut exchange, head.status, &mut head.headers);
+    finish_head(&mut exchange, &mut head);
     if let (true, Some(client), Some(endpoint)) = (switches, client, endpoint) {
         let tunnel = tunnel(exchange, client, endpoint, body);
         if down.http2 {
@@ -630,12 +665,13 @@ fn respond(
 fn respond_locally(mut exchange: Box<Exchange>, reply: Reply) -> Response<Body> {
     let (response, data) = reply.into_response(&mut exchange);
     let (mut head, ()) = response.into_parts();
-    finish_headers(&mut exchange, head.status, &mut head.headers);
+    finish_head(&mut exchange, &mut head);
     Response::from_parts(head, Body::local(data, exchange))
 }
 
 /// What holds for every response: the manager's headers, the route's operations, the connection's end.
-fn finish_headers(exchange: &mut Exchange, status: StatusCode, map: &mut http::HeaderMap) {
+fn finish_head(exchange: &mut Exchange, head: &mut http::response::Parts) {
+    let (status, map) = (head.status, &mut head.headers);
     finish_response(exchange, map);
     if let Some(route) = &exchange.route {
         route.change_response(map, &ResponseTemplates(exchange));
@@ -652,5 +688,9 @@ fn finish_headers(exchange: &mut Exchange, status: StatusCode, map: &mut http::H
             map.insert(header::CONNECTION, names::CLOSE);
             down.wire.last_word.store(true, Ordering::Relaxed);
         }
+    }
+    // else the codec would offer a client of HTTP/1.0 to keep the connection
+    if exchange.version == Version::HTTP_10 && map.contains_key(header::CONNECTION) {
+        head.version = Version::HTTP_10;
     }
 }

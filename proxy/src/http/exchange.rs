@@ -192,7 +192,7 @@ impl Exchange {
         self.status = status;
         self.state = State::Responding;
         manager.stats.response(status);
-        if self.request_ended().is_none() {
+        if self.request_ended().is_none() && status != 101 {
             manager.stats.count.downstream_rq_response_before_rq_complete.inc();
         }
         if !manager.logs.is_empty() {

@@ -57,6 +57,8 @@ pub(super) async fn forward(
         let trailers = exchange.down.http2 || manager.config.http1.enable_trailers;
         exchange.source = Some(Source::new(incoming, limit, trailers, exchange.start));
     }
+    // what wishes to be a tunnel has no end that a response could wait for
+    exchange.has_body |= is_upgrade;
     let source = exchange.source.clone();
     let result = attempts(exchange, &cluster, forward, policy, parts, source).await;
     let status = match &result {
@@ -88,7 +90,7 @@ fn set_timeouts(exchange: &mut Exchange, forward: &Forward, parts: &Parts, is_up
     let timeouts = &mut exchange.timeouts;
     timeouts.route = forward.timeout.filter(|_| !is_upgrade);
     timeouts.idle = forward.idle_timeout.unwrap_or(config.stream_idle_timeout);
-    timeouts.request_until = config.request_timeout.and_then(|t| exchange.start.checked_add(t));
+    timeouts.request_until = config.request_timeout.filter(|_| !is_upgrade).and_then(|t| exchange.start.checked_add(t));
     let mut duration = forward.max_stream_duration.unwrap_or(config.max_stream_duration);
     if let Some(bound) = forward.grpc_timeout_max
         && exchange.grpc
@@ -140,6 +142,9 @@ async fn attempts(
             policy.and_then(|p| p.per_try_timeout).and_then(|t| Instant::now().checked_add(t));
         let ended = attempt(exchange, cluster, forward, policy, current, source.as_ref(), &mut tried).await;
         exchange.timeouts.per_try_until = None;
+        if let Err(ended) = &ended {
+            charge_host(exchange, ended);
+        }
         match ended {
             Ok(response) => {
                 let wanted =
@@ -182,6 +187,20 @@ async fn attempts(
     }
     // the loop ends only by returning: parts are kept whenever it goes on
     Err(Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "", "internal_error"))
+}
+
+/// Counts for the host what gave no response.
+fn charge_host(exchange: &Exchange, ended: &Ended) {
+    let Some(host) = exchange.upstream.as_ref().and_then(|u| u.host.as_ref()) else { return };
+    match ended {
+        Ended::Failed(Failed {
+            failure: Failure::Connect(UpstreamErrorKind::Overflow | UpstreamErrorKind::NoHealthyUpstream),
+            ..
+        })
+        | Ended::Client => {}
+        Ended::Failed(Failed { failure, .. }) => host.stats.charge_failure(*failure == Failure::PerTryTimeout),
+        Ended::Expired(kind) => host.stats.charge_failure(*kind == Expired::Route),
+    }
 }
 
 /// A retry that may be made, and its place in the cluster's budget, held until the attempt has ended.
@@ -285,6 +304,7 @@ async fn attempt(
                 if let Some(upstream) = &mut exchange.upstream {
                     upstream.response_first = Some(now);
                 }
+                host.stats.charge_response(response.status());
                 return Ok(response);
             }
             Ok(Err(_)) if exchange.request_fault().is_some() => return Err(Ended::Client),

@@ -2,11 +2,13 @@
 //! "HTTP header sanitizing"). Maps are changed in place; one pass over the names finds out what there is to do.
 
 use super::exchange::Exchange;
+use super::local_reply::Reply;
 use super::names;
+use crate::access_log::Flag;
 use crate::config::model::{HcmConfig, ServerHeader};
 use bytes::{Bytes, BytesMut};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use smallvec::SmallVec;
 use std::io::Write;
 use std::net::IpAddr;
@@ -17,6 +19,7 @@ struct Seen {
     remove: SmallVec<[HeaderName; 4]>,
     connection: bool,
     te: bool,
+    cookie: bool,
     expect: bool,
     forwarded_for: bool,
     forwarded_proto: bool,
@@ -47,7 +50,10 @@ const TRUSTED_ONLY: &[&str] = &[
 ];
 
 /// Brings the request's headers into the form in which they go upstream. Runs after [`super::rules::admit`].
-pub(super) fn sanitize_request(exchange: &mut Exchange, parts: &mut Parts) -> Sanitized {
+///
+/// # Errors
+/// A `connection` header that names what is not the client's to remove.
+pub(super) fn sanitize_request(exchange: &mut Exchange, parts: &mut Parts) -> Result<Sanitized, Reply> {
     let down = exchange.down.clone();
     let config = &*down.manager.config;
     let headers = &mut parts.headers;
@@ -65,7 +71,10 @@ pub(super) fn sanitize_request(exchange: &mut Exchange, parts: &mut Parts) -> Sa
             }
         }
     }
-    let upgrade = hop_by_hop(headers, &seen);
+    let upgrade = hop_by_hop(headers, &seen)?;
+    if seen.cookie && down.http2 {
+        join_crumbs(headers);
+    }
     for name in &seen.remove {
         headers.remove(name);
     }
@@ -80,7 +89,7 @@ pub(super) fn sanitize_request(exchange: &mut Exchange, parts: &mut Parts) -> Sa
     if let Some(via) = &config.via {
         append_with(headers, &header::VIA, ", ", via.clone());
     }
-    Sanitized { upgrade }
+    Ok(Sanitized { upgrade })
 }
 
 fn look(headers: &HeaderMap) -> Seen {
@@ -89,6 +98,7 @@ fn look(headers: &HeaderMap) -> Seen {
         match name.as_str() {
             "connection" => seen.connection = true,
             "te" => seen.te = true,
+            "cookie" => seen.cookie = true,
             "expect" => seen.expect = true,
             "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" => seen.remove.push(name.clone()),
             "x-forwarded-for" => seen.forwarded_for = true,
@@ -110,8 +120,29 @@ fn is_grpc(content_type: &HeaderValue) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"+") || rest.starts_with(b";"))
 }
 
+/// One `cookie` line of the several that HTTP/2 may cut it into (RFC 9113, 8.2.3).
+fn join_crumbs(headers: &mut HeaderMap) {
+    let joined = {
+        let crumbs: SmallVec<[&[u8]; 8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if crumbs.len() < 2 {
+            return;
+        }
+        Bytes::from(crumbs.join(&b"; "[..]))
+    };
+    // every crumb is a valid value, so their list is
+    if let Ok(joined) = HeaderValue::from_maybe_shared(joined) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// What `connection` must not name: a proxy behind us trusts these.
+fn is_kept(nominated: &[u8]) -> bool {
+    let kept: [&[u8]; 3] = [b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"];
+    nominated.starts_with(b":") || kept.iter().any(|name| nominated.eq_ignore_ascii_case(name))
+}
+
 /// Removes connection headers and what they nominate; returns the wish to upgrade.
-fn hop_by_hop(headers: &mut HeaderMap, seen: &Seen) -> Option<HeaderValue> {
+fn hop_by_hop(headers: &mut HeaderMap, seen: &Seen) -> Result<Option<HeaderValue>, Reply> {
     let mut upgrade = None;
     if seen.connection {
         let tokens: SmallVec<[HeaderValue; 2]> = headers.get_all(header::CONNECTION).iter().cloned().collect();
@@ -119,8 +150,13 @@ fn hop_by_hop(headers: &mut HeaderMap, seen: &Seen) -> Option<HeaderValue> {
         for token in tokens.iter().flat_map(|v| v.as_bytes().split(|b| *b == b',')).map(<[u8]>::trim_ascii) {
             if token.eq_ignore_ascii_case(b"upgrade") {
                 upgrade = headers.get(header::UPGRADE).cloned();
-            } else if token.eq_ignore_ascii_case(b"te") || token.eq_ignore_ascii_case(b"host") {
-                // te is reduced below; the authority is not the client's to remove
+            } else if token.eq_ignore_ascii_case(b"te") {
+                // it is reduced below
+            } else if is_kept(token) {
+                return Err(Reply::new(StatusCode::BAD_REQUEST, "Bad Request", "http1.connection_header_rejected")
+                    .flagged(Flag::DownstreamProtocolError));
+            } else if token.eq_ignore_ascii_case(b"host") {
+                return Err(Reply::new(StatusCode::BAD_REQUEST, "", "missing_host_header"));
             } else if let Ok(name) = HeaderName::from_bytes(token) {
                 headers.remove(name);
             }
@@ -137,7 +173,7 @@ fn hop_by_hop(headers: &mut HeaderMap, seen: &Seen) -> Option<HeaderValue> {
         // the codec answers it as soon as the body is read
         headers.remove(header::EXPECT);
     }
-    upgrade
+    Ok(upgrade)
 }
 
 /// Whether the request comes from a network that the configuration calls internal, and which address is the client's.
@@ -328,16 +364,40 @@ mod tests {
     #[test]
     fn connection_headers_and_what_they_name_are_removed() {
         let mut headers = HeaderMap::new();
-        headers.insert("connection", HeaderValue::from_static("X-Foo, upgrade, host"));
+        headers.insert("connection", HeaderValue::from_static("X-Foo, upgrade"));
         headers.insert("upgrade", HeaderValue::from_static("websocket"));
         headers.insert("x-foo", HeaderValue::from_static("1"));
         headers.insert("host", HeaderValue::from_static("h"));
         headers.insert("te", HeaderValue::from_static("gzip, trailers"));
         headers.insert("expect", HeaderValue::from_static("100-continue"));
         let seen = look(&headers);
-        assert_eq!(hop_by_hop(&mut headers, &seen).unwrap(), "websocket");
+        assert_eq!(hop_by_hop(&mut headers, &seen).ok().unwrap().unwrap(), "websocket");
         assert_eq!(headers.get("te").unwrap(), "trailers");
         assert!(headers.contains_key("host") && !headers.contains_key("x-foo") && !headers.contains_key("expect"));
+    }
+
+    #[test]
+    fn connection_must_not_name_what_others_trust() {
+        let refused = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("connection", HeaderValue::from_static(value));
+            let seen = look(&headers);
+            hop_by_hop(&mut headers, &seen).err().map(|reply| reply.details)
+        };
+        assert_eq!(refused("close, Host").unwrap(), "missing_host_header");
+        for value in ["X-Forwarded-For", "close,x-forwarded-proto", "x-forwarded-host", ":path"] {
+            assert_eq!(refused(value).unwrap(), "http1.connection_header_rejected", "{value}");
+        }
+        assert!(refused("x-forwarded-foo, keep-alive").is_none());
+    }
+
+    #[test]
+    fn crumbs_become_one_cookie() {
+        let mut headers = HeaderMap::new();
+        headers.append("cookie", HeaderValue::from_static("a=1"));
+        headers.append("cookie", HeaderValue::from_static("b=2"));
+        join_crumbs(&mut headers);
+        assert_eq!(headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
     }
 
     #[test]

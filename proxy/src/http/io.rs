@@ -116,11 +116,7 @@ impl Io {
             status == 400 && Wire::flag(&self.wire.head_begun) && self.wire.refused.load(Ordering::Relaxed) == 408;
         let status = if late { 408 } else { status };
         self.wire.refused.store(status, Ordering::Relaxed);
-        let (line, body) = match status {
-            408 => ("408 Request Timeout", "request header timeout"),
-            431 => ("431 Request Header Fields Too Large", "Request Header Fields Too Large"),
-            _ => ("400 Bad Request", "Bad Request"),
-        };
+        let (line, body) = own_words(status);
         let date = httpdate();
         let server = match self.wire.server.get().and_then(|v| v.to_str().ok()) {
             Some(server) => format!("server: {server}\r\n"),
@@ -142,6 +138,15 @@ impl Io {
             self.instead.advance(n);
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Status line and body of a response in place of the codec's own.
+pub(super) fn own_words(status: u16) -> (&'static str, &'static str) {
+    match status {
+        408 => ("408 Request Timeout", "request header timeout"),
+        431 => ("431 Request Header Fields Too Large", "Request Header Fields Too Large"),
+        _ => ("400 Bad Request", "Bad Request"),
     }
 }
 

@@ -14,15 +14,25 @@ pub(super) struct Reply {
     pub body: Bytes,
     pub details: Cow<'static, str>,
     pub flag: Option<Flag>,
-    /// Boxed: replies with one are rare, and results that may be a reply are many.
-    pub header: Option<Box<(HeaderName, HeaderValue)>>,
+    /// Boxed: replies with any are rare, and results that may be a reply are many.
+    pub headers: Option<Box<HeaderMap>>,
     /// The connection ends with this reply.
     pub close: bool,
+    /// HTTP/2: the stream is reset in place of it.
+    pub reset: bool,
 }
 
 impl Reply {
     pub fn new(status: StatusCode, body: impl Into<Bytes>, details: impl Into<Cow<'static, str>>) -> Reply {
-        Reply { status, body: body.into(), details: details.into(), flag: None, header: None, close: false }
+        Reply {
+            status,
+            body: body.into(),
+            details: details.into(),
+            flag: None,
+            headers: None,
+            close: false,
+            reset: false,
+        }
     }
 
     /// The reply to what is no HTTP/1, and its count.
@@ -38,12 +48,22 @@ impl Reply {
     }
 
     pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Reply {
-        self.header = Some(Box::new((name, value)));
+        self.headers.get_or_insert_default().insert(name, value);
+        self
+    }
+
+    pub fn with_headers(mut self, headers: HeaderMap) -> Reply {
+        self.headers = Some(Box::new(headers));
         self
     }
 
     pub fn closing(mut self) -> Reply {
         self.close = true;
+        self
+    }
+
+    pub fn resetting(mut self) -> Reply {
+        self.reset = true;
         self
     }
 
@@ -72,8 +92,8 @@ impl Reply {
                 headers.insert(header::CONTENT_LENGTH, names::number(0));
             }
         }
-        if let Some((name, value)) = self.header.map(|h| *h) {
-            response.headers_mut().insert(name, value);
+        if let Some(headers) = self.headers {
+            response.headers_mut().extend(*headers);
         }
         // after a bad request nothing on the connection is trusted
         if (self.close || self.status == StatusCode::BAD_REQUEST) && !exchange.down.http2 {

@@ -35,7 +35,7 @@ pub(super) fn wants_after_failure(policy: &RetryPolicy, failure: Failure) -> boo
 /// Whether the policy wants another attempt instead of this response. gRPC statuses count only in headers.
 pub(super) fn wants_after_response(policy: &RetryPolicy, status: StatusCode, headers: &HeaderMap) -> bool {
     if headers.contains_key(&names::X_ENVOY_RATELIMITED) {
-        return false;
+        return policy.on.envoy_ratelimited;
     }
     let on = &policy.on;
     let code = status.as_u16();
@@ -113,6 +113,9 @@ mod tests {
         assert!(wants_after_response(&on, StatusCode::OK, &headers));
         headers.insert(names::X_ENVOY_RATELIMITED, names::TRUE);
         assert!(!wants_after_response(&on, StatusCode::SERVICE_UNAVAILABLE, &headers));
+        let on = policy(RetryOn { envoy_ratelimited: true, ..RetryOn::default() });
+        assert!(wants_after_response(&on, StatusCode::TOO_MANY_REQUESTS, &headers));
+        assert!(!wants_after_response(&on, StatusCode::TOO_MANY_REQUESTS, &HeaderMap::new()));
     }
 
     #[test]

@@ -119,7 +119,10 @@ fn header_names(exchange: &Exchange, parts: &mut Parts) -> Result<(), Reply> {
         // pseudo-headers count too
         let pseudo = 3 + usize::from(parts.uri.authority().is_some());
         if parts.headers.len() + pseudo > config.max_headers_count as usize {
-            return Err(Reply::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "", "http2.too_many_headers"));
+            exchange.down.manager.stats.count.downstream_rq_too_large.inc();
+            return Err(Reply::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "", "http2.too_many_headers")
+                .flagged(Flag::DownstreamRemoteReset)
+                .resetting());
         }
     }
     if config.headers_with_underscores == HeadersWithUnderscores::Allow {

@@ -560,6 +560,75 @@ fn a_websocket_is_a_tunnel() {
 }
 
 #[test]
+fn an_endpoint_that_does_not_switch_ends_the_connection() {
+    run(async {
+        let address = endpoint(|_, text| {
+            let status = if text.starts_with("GET /no") { "403 No" } else { "200 OK" };
+            format!("HTTP/1.1 {status}\r\nx-up: 1\r\ncontent-length: 5\r\n\r\nhello")
+        })
+        .await;
+        let list = vec![route("/", RouteAction::Forward(Box::new(forward("c"))))];
+        let proxy = Proxy::start(hcm(), list, vec![cluster("c", address, UpstreamProtocol::Http1)]).await;
+        let ask = |path| format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+        let reply = proxy.talk(ask("/").as_bytes()).await;
+        assert!(
+            reply.status() == "200" && reply.has("content-length: 0\r\n") && reply.has("x-up: 1\r\n"),
+            "{}",
+            reply.text
+        );
+        assert!(reply.has("connection: close") && reply.closed && reply.text.ends_with("\r\n\r\n"), "{}", reply.text);
+        let reply = proxy.talk(ask("/no").as_bytes()).await;
+        assert!(
+            reply.text.starts_with("HTTP/1.1 403 Forbidden\r\n") && reply.text.ends_with("hello"),
+            "{}",
+            reply.text
+        );
+        assert!(reply.has("connection: close") && reply.closed && !reply.has("service-time"), "{}", reply.text);
+    });
+}
+
+#[test]
+fn responses_that_break_off_name_their_cause() {
+    run(async {
+        let bad = endpoint(|_, text| {
+            let body = if text.starts_with("GET /chunk") { "abc\r\nzz\r\n" } else { "abc\r\n" };
+            // what follows a whole chunk is no further one, or nothing: the next request closes
+            format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n{body}")
+        })
+        .await;
+        let stall = Forward { idle_timeout: Some(Some(Duration::from_millis(100))), ..forward("c") };
+        let list = vec![
+            route("/chunk", RouteAction::Forward(Box::new(forward("c")))),
+            route("/", RouteAction::Forward(Box::new(stall))),
+        ];
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let log = AccessLogConfig {
+            filter: None,
+            sink: AccessLogSink::File(path.clone()),
+            format: AccessLogFormat::Text {
+                format: "%RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS%\n".into(),
+                omit_empty: false,
+            },
+        };
+        let config = HcmConfig { access_log: vec![log], ..hcm() };
+        let proxy = Proxy::start(config, list, vec![cluster("c", bad, UpstreamProtocol::Http1)]).await;
+        for path in ["/chunk", "/stall"] {
+            let reply = proxy.talk(&get(path)).await;
+            assert!(reply.status() == "200" && reply.closed, "{}", reply.text);
+        }
+        proxy.manager.services.log_files.close();
+        assert_eq!(
+            std::fs::read_to_string(path).unwrap(),
+            "UPE upstream_reset_after_response_started{protocol_error}\nSI stream_idle_timeout\n"
+        );
+        let count = &proxy.manager.stats.count;
+        assert_eq!(count.rq_reset_after_downstream_response_started.value(), 2);
+        assert!(count.downstream_cx_tx_bytes_total.value() > 0);
+    });
+}
+
+#[test]
 fn a_drain_closes_after_the_next_response_and_at_its_end_cuts() {
     run(async {
         let proxy = Proxy::start(hcm(), vec![route("/", direct(200, "hi"))], Vec::new()).await;
@@ -625,6 +694,27 @@ fn http2_requests_become_http1_requests_and_back() {
             }
         }
         assert_eq!(proxy.manager.stats.count.downstream_rq_http2_total.value(), 2);
+    });
+}
+
+#[test]
+fn too_many_headers_reset_their_stream_alone() {
+    run(async {
+        let proxy = Proxy::start(hcm(), vec![route("/", direct(200, "hi"))], Vec::new()).await;
+        let socket = TcpStream::connect(proxy.address).await.unwrap();
+        let (mut client, connection) = h2::client::handshake(socket).await.unwrap();
+        tokio::task::spawn_local(connection);
+        let mut many = http::Request::get("http://h/").body(()).unwrap();
+        for i in 0..97 {
+            many.headers_mut()
+                .insert(http::HeaderName::try_from(format!("x{i}")).unwrap(), HeaderValue::from_static("1"));
+        }
+        let error = client.send_request(many, true).unwrap().0.await.unwrap_err();
+        assert_eq!(error.reason(), Some(h2::Reason::INTERNAL_ERROR));
+        let fine = http::Request::get("http://h/").body(()).unwrap();
+        assert_eq!(client.send_request(fine, true).unwrap().0.await.unwrap().status(), 200);
+        let count = &proxy.manager.stats.count;
+        assert_eq!((count.downstream_rq_too_large.value(), count.downstream_rq_tx_reset.value()), (1, 1));
     });
 }
 

@@ -29,6 +29,10 @@ impl Wish {
         }
     }
 
+    pub fn is_websocket(&self) -> bool {
+        matches!(self, Wish::Upgrade(kind) if kind.as_bytes().eq_ignore_ascii_case(b"websocket"))
+    }
+
     /// Whether the route, or else the connection manager, allows it.
     pub fn is_allowed(&self, config: &HcmConfig, route: Option<&Forward>) -> bool {
         let kind: &[u8] = match self {

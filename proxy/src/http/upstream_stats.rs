@@ -2,6 +2,7 @@
 
 use crate::stats::{Counter, Histogram, Scope, Unit};
 use crate::upstream::Cluster;
+use crate::upstream::stats::ResponseCodes;
 use std::time::Duration;
 
 /// Something worth counting that happened to a request on its way upstream.
@@ -47,8 +48,7 @@ pub(super) fn charge(cluster: &Cluster, event: Event, internal: bool) {
 /// `vhost.<virtual host>.route.<stat_prefix>.*`.
 pub(super) struct RouteStats {
     total: Counter,
-    completed: Counter,
-    classes: [Counter; 5],
+    codes: ResponseCodes,
     timeout: Counter,
     per_try_timeout: Counter,
     retry: Counter,
@@ -62,8 +62,7 @@ impl RouteStats {
     pub fn resolve(scope: &Scope) -> RouteStats {
         RouteStats {
             total: scope.counter("upstream_rq_total"),
-            completed: scope.counter("upstream_rq_completed"),
-            classes: std::array::from_fn(|i| scope.counter(&format!("upstream_rq_{}xx", i + 1))),
+            codes: ResponseCodes::new(scope.clone(), "upstream_rq_"),
             timeout: scope.counter("upstream_rq_timeout"),
             per_try_timeout: scope.counter("upstream_rq_per_try_timeout"),
             retry: scope.counter("upstream_rq_retry"),
@@ -76,12 +75,7 @@ impl RouteStats {
 
     pub fn charge(&self, event: Event) {
         match event {
-            Event::Response(status) => {
-                self.completed.inc();
-                if let Some(class) = usize::from(status / 100).checked_sub(1).and_then(|i| self.classes.get(i)) {
-                    class.inc();
-                }
-            }
+            Event::Response(status) => self.codes.charge(status),
             Event::Took(took) => self.time.record_duration(took),
             Event::Timeout => self.timeout.inc(),
             Event::PerTryTimeout => self.per_try_timeout.inc(),

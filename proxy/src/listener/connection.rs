@@ -6,7 +6,7 @@ use super::compiled::{Chain, Listener};
 use super::filters::original_dst::{original_dst, unmapped};
 use super::filters::{self, Detected, FilterError};
 use super::worker::{Entry, Table};
-use crate::access_log::{self, Captured, ConnectionInfo, Flag, ResponseFlags, Timings};
+use crate::access_log::{self, ConnectionInfo, Flag, ResponseFlags};
 use crate::net::{DownstreamPeer, LocalAddr, OriginalDst, Socket, Transport};
 use crate::network::{Connection, Worker};
 use crate::tls::{TlsFailure, TlsInfo};
@@ -209,40 +209,9 @@ fn log_refused(
         Refused::Transport(failure, chain) => (chain.name.clone(), Some(failure.reason), ""),
     };
     let connection = describe(listener, &chain, addresses, detected, started, None, failure);
-    let nothing = Captured::default();
     logs.log(&access_log::Entry {
-        kind: access_log::Kind::Tcp,
-        connection: &connection,
-        start: started,
-        duration: since.elapsed(),
-        timings: Timings::default(),
-        method: None,
-        path: None,
-        original_path: None,
-        authority: None,
-        scheme: None,
-        protocol: None,
-        request_headers: &nothing,
-        response_headers: &nothing,
-        response_trailers: &nothing,
-        response_code: None,
         response_code_details: details,
-        connection_termination_details: "",
         flags,
-        bytes_received: 0,
-        bytes_sent: 0,
-        wire_bytes_received: 0,
-        wire_bytes_sent: 0,
-        request_headers_bytes: 0,
-        response_headers_bytes: 0,
-        response_trailers_bytes: 0,
-        route_name: "",
-        virtual_cluster: "",
-        upstream: None,
-        grpc_status: None,
-        stream_id: "",
-        local_reply_body: "",
-        health_check: false,
-        traced: false,
+        ..access_log::Entry::new(access_log::Kind::Tcp, &connection, started, since.elapsed())
     });
 }

@@ -244,9 +244,15 @@ impl ListenerManager {
         });
     }
 
-    /// Has the workers serve it.
+    /// Has the workers serve it. Its sockets listen from here on: who asks right after finds a queue, however busy the
+    /// workers are.
     fn install(&self, live: &mut Live) {
         let addresses: Vec<SocketAddr> = live.addresses.iter().copied().flatten().collect();
+        for socket in live.waiting.iter().flat_map(|bound| bound.per_worker.iter().flatten()) {
+            if let Err(e) = socket.listen() {
+                tracing::error!("listener {} cannot listen: {e}", live.listener.config.name);
+            }
+        }
         let mut sockets = live.waiting.take().map(|bound| bound.per_worker.into_iter());
         self.tell(|_| Command::Set {
             listener: live.listener.clone(),

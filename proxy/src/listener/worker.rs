@@ -130,7 +130,7 @@ fn obey(command: Command, table: &Rc<Table>, worker: &Rc<Worker>) {
             for bound in sockets {
                 match start(bound, &entry, table, worker) {
                     Ok(stop) => loops.push(stop),
-                    Err(e) => tracing::error!("listener {} cannot listen: {e}", listener.config.name),
+                    Err(e) => tracing::error!("listener {} cannot accept: {e}", listener.config.name),
                 }
             }
             // the new sockets listen before the old ones close
@@ -165,9 +165,8 @@ impl Listening {
     }
 }
 
-/// Begins to listen, and to accept in a task of its own.
+/// Accepts in a task of its own on a socket that listens already.
 fn start(bound: Bound, entry: &Rc<Entry>, table: &Rc<Table>, worker: &Rc<Worker>) -> io::Result<oneshot::Sender<()>> {
-    bound.listen()?;
     let listening = match bound.unix {
         false => Listening::Tcp(TcpListener::from_std(bound.socket.into())?),
         true => Listening::Unix(UnixListener::from_std(bound.socket.into())?),

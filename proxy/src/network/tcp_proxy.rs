@@ -1,7 +1,7 @@
 //! `envoy.filters.network.tcp_proxy`: bytes to an endpoint of a cluster and back.
 
 use super::{Connection, CopyError, Direction, Worker, copy_transports};
-use crate::access_log::{self, AccessLogs, Captured, ConnectionInfo, Flag, ResponseFlags, Timings, UpstreamView};
+use crate::access_log::{self, AccessLogs, ConnectionInfo, Flag, ResponseFlags, Timings, UpstreamView};
 use crate::config::ConfigError;
 use crate::config::model::TcpProxyConfig;
 use crate::net::Transport;
@@ -174,7 +174,7 @@ impl TcpProxy {
                 matches!(error.kind, UpstreamErrorKind::ConnectionFailure | UpstreamErrorKind::ConnectTimeout);
             if !may_help || record.attempts >= self.config.max_connect_attempts {
                 record.flags.set(flag_of(error.kind));
-                if may_help && self.config.max_connect_attempts > 1 {
+                if may_help {
                     record.flags.set(Flag::UpstreamRetryLimitExceeded);
                 }
                 return None;
@@ -248,7 +248,6 @@ impl TcpProxy {
 
     fn log(&self, record: &Record, progress: &Progress) {
         let Some(logs) = &self.access_logs else { return };
-        let nothing = Captured::default();
         let (received, sent) = (progress.received.get(), progress.sent.get());
         let upstream = record.cluster.as_ref().map(|cluster| UpstreamView {
             cluster: &cluster.config.name,
@@ -265,39 +264,15 @@ impl TcpProxy {
             attempts: record.attempts,
         });
         logs.log(&access_log::Entry {
-            kind: access_log::Kind::Tcp,
-            connection: &record.info,
-            start: record.started,
-            duration: record.since.elapsed(),
             timings: record.timings,
-            method: None,
-            path: None,
-            original_path: None,
-            authority: None,
-            scheme: None,
-            protocol: None,
-            request_headers: &nothing,
-            response_headers: &nothing,
-            response_trailers: &nothing,
-            response_code: None,
-            response_code_details: "",
             connection_termination_details: record.termination,
             flags: record.flags,
             bytes_received: received,
             bytes_sent: sent,
             wire_bytes_received: received,
             wire_bytes_sent: sent,
-            request_headers_bytes: 0,
-            response_headers_bytes: 0,
-            response_trailers_bytes: 0,
-            route_name: "",
-            virtual_cluster: "",
             upstream,
-            grpc_status: None,
-            stream_id: "",
-            local_reply_body: "",
-            health_check: false,
-            traced: false,
+            ..access_log::Entry::new(access_log::Kind::Tcp, &record.info, record.started, record.since.elapsed())
         });
     }
 }

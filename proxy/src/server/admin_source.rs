@@ -1,7 +1,8 @@
 //! What the admin interface shows and changes, gathered from all rooms.
 
 use super::logging;
-use super::state::{Lifecycle, Memory};
+use super::memory::Memory;
+use super::state::Lifecycle;
 use crate::admin::{
     AdminSource, ClusterView, ConfigDumpQuery, DrainOptions, EdsHealth, HealthView, HostView, ListenerView, MemoryView,
     Refusal, RuntimeView, ServerInfo, Thresholds,

@@ -3,10 +3,12 @@
 mod admin_source;
 mod load;
 pub mod logging;
+mod memory;
 mod state;
 mod worker;
 
-pub use state::{Lifecycle, Memory, State};
+pub use memory::Memory;
+pub use state::{Lifecycle, State};
 
 use crate::access_log::{AccessLogs, LogFiles};
 use crate::admin::Admin;
@@ -248,6 +250,7 @@ async fn start_up(
     listeners.start_workers();
     lifecycle.enter(State::Live);
     tracing::info!("all listeners are warm: serving");
+    memory::forget_start_up();
 }
 
 fn record_static(discovery: &Discovery, bytes: &[u8]) {

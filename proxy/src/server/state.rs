@@ -1,5 +1,6 @@
 //! Where the process stands: state, uptime and the `server.*` stats.
 
+use super::memory::Memory;
 use crate::drain::Drain;
 use crate::stats::{Counter, Gauge, Histogram, Registry, TextReadout, Unit};
 use crate::tls::Secrets;
@@ -147,26 +148,5 @@ impl Lifecycle {
         if let Some(days) = secrets.days_until_first_expiry() {
             self.stats.days_until_first_cert_expiring.set(days);
         }
-    }
-}
-
-/// What the allocator says, bytes.
-#[derive(Debug, Clone, Copy)]
-pub struct Memory {
-    pub allocated: u64,
-    pub heap: u64,
-    pub resident: u64,
-}
-
-impl Memory {
-    /// `None` when the allocator does not answer (it is another one, in tests).
-    pub fn now() -> Option<Memory> {
-        use tikv_jemalloc_ctl::{epoch, stats};
-        epoch::advance().ok()?;
-        Some(Memory {
-            allocated: stats::allocated::read().ok()? as u64,
-            heap: stats::mapped::read().ok()? as u64,
-            resident: stats::resident::read().ok()? as u64,
-        })
     }
 }

@@ -222,6 +222,8 @@ pub struct RetryOn {
     pub server_error: bool,
     pub retriable_4xx: bool,
     pub retriable_status_codes: bool,
+    /// Responses with `x-envoy-ratelimited`, which nothing else causes to be retried.
+    pub envoy_ratelimited: bool,
     pub grpc_cancelled: bool,
     pub grpc_deadline_exceeded: bool,
     pub grpc_internal: bool,

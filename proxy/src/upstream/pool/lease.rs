@@ -233,13 +233,13 @@ fn kind_of(error: &hyper::Error) -> SendErrorKind {
     }
 }
 
-/// What hyper's error means for a response body.
+/// Why a response that had begun broke off. HTTP/1 that ends too early, or is not HTTP, breaks the protocol, as in Envoy.
 pub(super) fn body_failure(error: &hyper::Error) -> SendErrorKind {
-    // chunks that are none, or an end before the length: hyper says so with an I/O error of its own
     match error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind) {
-        Some(ErrorKind::InvalidInput | ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
+        Some(ErrorKind::UnexpectedEof | ErrorKind::InvalidData | ErrorKind::InvalidInput) => {
             SendErrorKind::ProtocolError
         }
+        None if h2_error(error).is_none() && error.is_incomplete_message() => SendErrorKind::ProtocolError,
         _ => kind_of(error),
     }
 }
