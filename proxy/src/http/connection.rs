@@ -280,6 +280,9 @@ pub(super) async fn serve(manager: Arc<ConnectionManager>, connection: Connectio
         let down = down.clone();
         service_fn(move |request| handle(down.clone(), request))
     };
+    if !http2 {
+        io.watch_heads();
+    }
     let io = TokioIo::new(io);
     // boxed: the states of both codecs would otherwise lie in every connection's task
     let end = if http2 {
@@ -494,6 +497,7 @@ fn codec_error(down: &Rc<Downstream>, error: &hyper::Error) {
             stats.count.downstream_rq_too_large.inc();
             (Some(Flag::DownstreamProtocolError), "http1.headers_too_large")
         }
+        501 => (Some(Flag::DownstreamProtocolError), names::INVALID_TRANSFER_ENCODING),
         _ => (Some(Flag::DownstreamProtocolError), names::CODEC_ERROR),
     };
     let status = down.wire.refused.load(Ordering::Relaxed);

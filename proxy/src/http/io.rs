@@ -2,6 +2,7 @@
 //! hyper's own error responses put into Envoy's words.
 
 use super::alarm::Gate;
+use super::head::{Ambiguity, Head};
 use super::linger::{Ended, Linger};
 use crate::net::Transport;
 use bytes::{Buf, Bytes, BytesMut};
@@ -9,7 +10,7 @@ use futures_util::task::AtomicWaker;
 use http::HeaderValue;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -36,6 +37,8 @@ pub(super) struct Wire {
     reader: AtomicWaker,
     /// `server` of responses that the codec makes itself.
     pub server: OnceLock<HeaderValue>,
+    /// See [`Ambiguity::code`].
+    ambiguity: AtomicU8,
     /// Status of the last response that was the codec's own; 0: there was none.
     pub refused: AtomicU16,
     /// The connection ends after a response and by our will: the client may not know yet and still be sending.
@@ -62,6 +65,11 @@ impl Wire {
         self.reader.wake();
     }
 
+    /// What is wrong with the lengths of the head that arrived last.
+    pub fn ambiguity(&self) -> Option<Ambiguity> {
+        Ambiguity::from_code(self.ambiguity.load(Ordering::Relaxed))
+    }
+
     fn flag(cell: &AtomicBool) -> bool {
         cell.load(Ordering::Relaxed)
     }
@@ -77,6 +85,8 @@ pub(super) struct Io {
     ahead: Bytes,
     /// A response in place of the codec's own, as far as it is not yet written.
     instead: Bytes,
+    /// The head that is arriving; none on HTTP/2.
+    head: Option<Head>,
     /// Set once the write side is shut down, when reading goes on.
     linger: Option<Linger>,
     wire: Arc<Wire>,
@@ -84,7 +94,12 @@ pub(super) struct Io {
 
 impl Io {
     pub fn new(transport: Transport, wire: Arc<Wire>) -> Io {
-        Io { transport, ahead: Bytes::new(), instead: Bytes::new(), linger: None, wire }
+        Io { transport, ahead: Bytes::new(), instead: Bytes::new(), head: None, linger: None, wire }
+    }
+
+    /// Has the heads of HTTP/1 requests looked at.
+    pub fn watch_heads(&mut self) {
+        self.head = Some(Head::default());
     }
 
     /// Reads until it is clear whether the client speaks HTTP/2. A client that sends nothing more than a part of the preface
@@ -114,7 +129,11 @@ impl Io {
         // a head that was refused because it was late
         let late =
             status == 400 && Wire::flag(&self.wire.head_begun) && self.wire.refused.load(Ordering::Relaxed) == 408;
-        let status = if late { 408 } else { status };
+        let status = match self.wire.ambiguity() {
+            _ if late => 408,
+            Some(Ambiguity::Coding) if status == 400 => 501,
+            _ => status,
+        };
         self.wire.refused.store(status, Ordering::Relaxed);
         let (line, body) = own_words(status);
         let date = httpdate();
@@ -145,6 +164,7 @@ impl Io {
 pub(super) fn own_words(status: u16) -> (&'static str, &'static str) {
     match status {
         408 => ("408 Request Timeout", "request header timeout"),
+        501 => ("501 Not Implemented", "Not Implemented"),
         431 => ("431 Request Header Fields Too Large", "Request Header Fields Too Large"),
         _ => ("400 Bad Request", "Bad Request"),
     }
@@ -198,6 +218,12 @@ impl AsyncRead for Io {
         }
         let n = buf.filled().len() - before;
         Wire::add(&me.wire.received, n);
+        if let Some(head) = &mut me.head
+            && !Wire::flag(&me.wire.busy)
+        {
+            head.read(buf.filled().get(before..).unwrap_or_default());
+            me.wire.ambiguity.store(Ambiguity::code(head.ambiguity()), Ordering::Relaxed);
+        }
         if let Some(gate) = me.wire.on_head.get()
             && n > 0
             && !Wire::flag(&me.wire.busy)

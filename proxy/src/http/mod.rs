@@ -8,6 +8,7 @@ mod body;
 mod connection;
 mod exchange;
 mod forward;
+mod head;
 mod headers;
 mod io;
 mod linger;
