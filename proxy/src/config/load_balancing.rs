@@ -39,7 +39,12 @@ pub(super) fn by_enum(
         (Policy::LeastRequest, _) => least_request(None, None, cx),
         (Policy::Random, _) => Ok(LbPolicy::Random),
         (Policy::ClusterProvided, _) => Ok(LbPolicy::ClusterProvided),
-        (Policy::RingHash | Policy::Maglev | Policy::LoadBalancingPolicyConfig, _) => {
+        (Policy::RingHash | Policy::Maglev, _) => {
+            let meaning = "there is no consistent hashing yet: endpoints are picked at random, nothing sticks to one";
+            cx.warn("lb_policy", format!("{}: {meaning}", policy.as_str_name()));
+            Ok(LbPolicy::Random)
+        }
+        (Policy::LoadBalancingPolicyConfig, _) => {
             let found = policy.as_str_name();
             Err(cx.error_at(
                 "lb_policy",

@@ -45,7 +45,7 @@ impl Task {
             };
             let mut ledger = self.ledger.borrow_mut();
             match outcome {
-                Ok(()) => ledger.accepted(&type_url, &name, version, body.value.into()),
+                Ok(()) => ledger.accepted(&type_url, &name, version, body.value),
                 Err(error) => {
                     let detail = error.to_string();
                     tracing::warn!("{} {name} rejected: {detail}", short_name(&type_url));
