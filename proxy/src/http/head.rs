@@ -1,5 +1,5 @@
-//! What a request's head says of its body's length, read beside hyper, which keeps to itself whether it said it twice: hyper
-//! drops equal lengths, and a length beside chunks, before anyone sees the headers.
+//! What a request's head says and hyper keeps to itself: hyper drops equal lengths, a length beside chunks and the fragment of
+//! a target before anyone sees them.
 //!
 //! Heads are looked at as they arrive on a connection that is not serving a request. Of requests that were pipelined in one
 //! read only the first is: hyper frames the others anew, so no endpoint sees their ambiguity either.
@@ -7,26 +7,28 @@
 /// The longest beginning of a line that matters; of longer lines the rest is skipped.
 const LINE: usize = 64;
 
-/// What is wrong with the lengths of a head.
+/// What is wrong with a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ambiguity {
+pub(super) enum Flaw {
     /// `content-length` more than once.
     Lengths,
     /// `content-length` beside `transfer-encoding`.
     LengthAndCoding,
     /// A `transfer-encoding` that is not just `chunked`.
     Coding,
+    /// A `#` in the request line.
+    Fragment,
 }
 
-impl Ambiguity {
+impl Flaw {
     /// 0: there is none.
-    pub fn code(found: Option<Ambiguity>) -> u8 {
+    pub fn code(found: Option<Flaw>) -> u8 {
         found.map_or(0, |found| found as u8 + 1)
     }
 
-    pub fn from_code(code: u8) -> Option<Ambiguity> {
-        let all = [Ambiguity::Lengths, Ambiguity::LengthAndCoding, Ambiguity::Coding];
-        all.into_iter().find(|ambiguity| Ambiguity::code(Some(*ambiguity)) == code)
+    pub fn from_code(code: u8) -> Option<Flaw> {
+        let all = [Flaw::Lengths, Flaw::LengthAndCoding, Flaw::Coding, Flaw::Fragment];
+        all.into_iter().find(|flaw| Flaw::code(Some(*flaw)) == code)
     }
 }
 
@@ -40,6 +42,7 @@ pub(super) struct Head {
     lengths: u32,
     codings: u32,
     unknown_coding: bool,
+    fragment: bool,
 }
 
 impl Head {
@@ -66,12 +69,13 @@ impl Head {
         self.begin(bytes.get(from..).unwrap_or_default());
     }
 
-    pub fn ambiguity(&self) -> Option<Ambiguity> {
+    pub fn flaw(&self) -> Option<Flaw> {
         match (self.lengths, self.codings) {
-            (2.., _) => Some(Ambiguity::Lengths),
-            (1, 1..) => Some(Ambiguity::LengthAndCoding),
-            (0, 2..) => Some(Ambiguity::Coding),
-            _ => self.unknown_coding.then_some(Ambiguity::Coding),
+            (2.., _) => Some(Flaw::Lengths),
+            (1, 1..) => Some(Flaw::LengthAndCoding),
+            (0, 2..) => Some(Flaw::Coding),
+            _ if self.unknown_coding => Some(Flaw::Coding),
+            _ => self.fragment.then_some(Flaw::Fragment),
         }
     }
 
@@ -84,7 +88,10 @@ impl Head {
         match line {
             // empty lines may come before a request, one ends it
             [] | [b'\r'] => self.ended = self.request_line,
-            _ if !self.request_line => self.request_line = true,
+            _ if !self.request_line => {
+                self.request_line = true;
+                self.fragment = memchr::memchr(b'#', line).is_some();
+            }
             [b'c' | b'C', ..] if value(line, b"content-length:").is_some() => {
                 self.lengths = self.lengths.saturating_add(1)
             }
@@ -109,7 +116,7 @@ fn value<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 mod tests {
     use super::*;
 
-    fn judge(headers: &str) -> Option<Ambiguity> {
+    fn judge(headers: &str) -> Option<Flaw> {
         let text = format!("\r\nPOST / HTTP/1.1\r\nHost: a\r\n{headers}\r\ncontent-length: 1\r\n");
         let mut whole = Head::default();
         whole.read(text.as_bytes());
@@ -120,8 +127,8 @@ mod tests {
                 break;
             }
         }
-        assert_eq!(whole.ambiguity(), pieces.ambiguity(), "{headers:?}");
-        whole.ambiguity()
+        assert_eq!(whole.flaw(), pieces.flaw(), "{headers:?}");
+        whole.flaw()
     }
 
     #[test]
@@ -134,10 +141,10 @@ mod tests {
         ] {
             assert_eq!(judge(good), None, "{good:?}");
         }
-        assert_eq!(judge("content-length: 3\r\nContent-Length: 3\r\n"), Some(Ambiguity::Lengths));
-        assert_eq!(judge("transfer-encoding: chunked\ncontent-length: 3\n"), Some(Ambiguity::LengthAndCoding));
+        assert_eq!(judge("content-length: 3\r\nContent-Length: 3\r\n"), Some(Flaw::Lengths));
+        assert_eq!(judge("transfer-encoding: chunked\ncontent-length: 3\n"), Some(Flaw::LengthAndCoding));
         for coding in ["identity", "", "gzip, chunked", "xchunked", "chunked\r\ntransfer-encoding: chunked"] {
-            assert_eq!(judge(&format!("transfer-encoding: {coding}\r\n")), Some(Ambiguity::Coding), "{coding:?}");
+            assert_eq!(judge(&format!("transfer-encoding: {coding}\r\n")), Some(Flaw::Coding), "{coding:?}");
         }
     }
 
@@ -145,11 +152,13 @@ mod tests {
     fn the_next_head_is_judged_for_itself() {
         let mut head = Head::default();
         head.read(b"GET / HTTP/1.1\r\ncontent-length: 0\r\ncontent-length: 0\r\n\r\n");
-        assert_eq!(head.ambiguity(), Some(Ambiguity::Lengths));
+        assert_eq!(head.flaw(), Some(Flaw::Lengths));
+        head.read(b"GET /#x HTTP/1.1\r\n\r\n");
+        assert_eq!(head.flaw(), Some(Flaw::Fragment));
         head.read(b"GET / HTTP/1.1\r\nvery-long: ");
         head.read(&[b'x'; 1000]);
-        assert_eq!((head.ambiguity(), head.begun.len()), (None, LINE));
+        assert_eq!((head.flaw(), head.begun.len()), (None, LINE));
         head.read(b"\r\ncontent-length: 0\r\n\r\n");
-        assert_eq!((head.ambiguity(), head.begun.len()), (None, 0));
+        assert_eq!((head.flaw(), head.begun.len()), (None, 0));
     }
 }

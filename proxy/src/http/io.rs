@@ -2,7 +2,7 @@
 //! hyper's own error responses put into Envoy's words.
 
 use super::alarm::Gate;
-use super::head::{Ambiguity, Head};
+use super::head::{Flaw, Head};
 use super::linger::{Ended, Linger};
 use crate::net::Transport;
 use bytes::{Buf, Bytes, BytesMut};
@@ -37,8 +37,8 @@ pub(super) struct Wire {
     reader: AtomicWaker,
     /// `server` of responses that the codec makes itself.
     pub server: OnceLock<HeaderValue>,
-    /// See [`Ambiguity::code`].
-    ambiguity: AtomicU8,
+    /// See [`Flaw::code`].
+    flaw: AtomicU8,
     /// Status of the last response that was the codec's own; 0: there was none.
     pub refused: AtomicU16,
     /// The connection ends after a response and by our will: the client may not know yet and still be sending.
@@ -65,9 +65,9 @@ impl Wire {
         self.reader.wake();
     }
 
-    /// What is wrong with the lengths of the head that arrived last.
-    pub fn ambiguity(&self) -> Option<Ambiguity> {
-        Ambiguity::from_code(self.ambiguity.load(Ordering::Relaxed))
+    /// What is wrong with the head that arrived last.
+    pub fn flaw(&self) -> Option<Flaw> {
+        Flaw::from_code(self.flaw.load(Ordering::Relaxed))
     }
 
     fn flag(cell: &AtomicBool) -> bool {
@@ -129,9 +129,9 @@ impl Io {
         // a head that was refused because it was late
         let late =
             status == 400 && Wire::flag(&self.wire.head_begun) && self.wire.refused.load(Ordering::Relaxed) == 408;
-        let status = match self.wire.ambiguity() {
+        let status = match self.wire.flaw() {
             _ if late => 408,
-            Some(Ambiguity::Coding) if status == 400 => 501,
+            Some(Flaw::Coding) if status == 400 => 501,
             _ => status,
         };
         self.wire.refused.store(status, Ordering::Relaxed);
@@ -222,7 +222,7 @@ impl AsyncRead for Io {
             && !Wire::flag(&me.wire.busy)
         {
             head.read(buf.filled().get(before..).unwrap_or_default());
-            me.wire.ambiguity.store(Ambiguity::code(head.ambiguity()), Ordering::Relaxed);
+            me.wire.flaw.store(Flaw::code(head.flaw()), Ordering::Relaxed);
         }
         if let Some(gate) = me.wire.on_head.get()
             && n > 0

@@ -1,7 +1,7 @@
 //! What a request must be before anything else looks at it: its version, its authority, its path.
 
 use super::exchange::Exchange;
-use super::head::Ambiguity;
+use super::head::Flaw;
 use super::local_reply::Reply;
 use super::names;
 use super::path::{self, Outcome};
@@ -17,7 +17,7 @@ use http::{HeaderValue, Method, StatusCode, Uri, Version, header};
 pub(super) fn admit(exchange: &mut Exchange, parts: &mut Parts) -> Result<(), Reply> {
     if !exchange.down.http2 {
         method(exchange, parts)?;
-        lengths(exchange, parts)?;
+        tidied(exchange, parts)?;
         transfer_encoding(exchange, parts)?;
     }
     exchange.path = parts.uri.path_and_query().cloned();
@@ -95,13 +95,16 @@ const OTHER_METHODS: [&str; 26] = [
     "UNSUBSCRIBE",
 ];
 
-/// What the codec has cleared up by itself and does not show in the headers.
-fn lengths(exchange: &mut Exchange, parts: &mut Parts) -> Result<(), Reply> {
-    let (status, details) = match exchange.down.wire.ambiguity() {
+/// What the codec has tidied by itself and does not show in the headers.
+fn tidied(exchange: &mut Exchange, parts: &mut Parts) -> Result<(), Reply> {
+    let (status, details) = match exchange.down.wire.flaw() {
         None => return Ok(()),
-        Some(Ambiguity::Lengths) => (StatusCode::BAD_REQUEST, names::CODEC_ERROR),
-        Some(Ambiguity::LengthAndCoding) => (StatusCode::BAD_REQUEST, "http1.content_length_and_chunked_not_allowed"),
-        Some(Ambiguity::Coding) => (StatusCode::NOT_IMPLEMENTED, names::INVALID_TRANSFER_ENCODING),
+        Some(Flaw::Lengths) => (StatusCode::BAD_REQUEST, names::CODEC_ERROR),
+        Some(Flaw::LengthAndCoding) => (StatusCode::BAD_REQUEST, "http1.content_length_and_chunked_not_allowed"),
+        Some(Flaw::Fragment) => {
+            return Err(Reply::new(StatusCode::BAD_REQUEST, "", "path_normalization_failed"));
+        }
+        Some(Flaw::Coding) => (StatusCode::NOT_IMPLEMENTED, names::INVALID_TRANSFER_ENCODING),
     };
     Err(no_http1(exchange, parts, status, details))
 }
