@@ -21,7 +21,7 @@ use std::time::Duration;
 /// Envoy's defaults (`HttpConnectionManager` in the API reference).
 const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 const DRAIN_TIMEOUT: google::Duration = google::Duration { seconds: 5, nanos: 0 };
-const DELAYED_CLOSE_TIMEOUT: google::Duration = google::Duration { seconds: 1, nanos: 0 };
+const DELAYED_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_REQUEST_HEADERS_KB: u32 = 60;
 /// Upper bound of `max_request_headers_kb`.
 const MAX_REQUEST_HEADERS_KB_LIMIT: u32 = 8192;
@@ -118,12 +118,6 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
         drain_timeout,
         DRAIN_TIMEOUT,
         "a draining connection ends with its last request",
-    )?;
-    cx.unless_default(
-        "delayed_close_timeout",
-        delayed_close_timeout,
-        DELAYED_CLOSE_TIMEOUT,
-        "a connection is closed as soon as its last response is written",
     )?;
     cx.no_effect(
         "proxy_100_continue",
@@ -222,6 +216,11 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
         request_headers_timeout: cx.timeout("request_headers_timeout", request_headers_timeout, None)?,
         max_connection_duration: common.max_connection_duration,
         max_stream_duration: common.max_stream_duration,
+        delayed_close_timeout: cx.timeout(
+            "delayed_close_timeout",
+            delayed_close_timeout,
+            Some(DELAYED_CLOSE_TIMEOUT),
+        )?,
         max_requests_per_connection: common.max_requests_per_connection.unwrap_or(0),
         max_request_headers_bytes: max_headers_bytes(max_request_headers_kb, cx)?,
         max_headers_count: common.max_headers_count,

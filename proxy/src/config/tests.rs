@@ -399,10 +399,10 @@ fn a_plain_listener_and_manager_have_envoys_defaults() {
 
 #[test]
 fn what_the_proxy_cannot_act_on_is_said() {
-    let defaults = ", drain_timeout: 5s, delayed_close_timeout: 1s";
+    let defaults = ", drain_timeout: 5s, delayed_close_timeout: 2s";
     assert!(manager(defaults).1.is_empty(), "these are what happens");
     let (converted, warnings) = manager(
-        ", drain_timeout: 6s, delayed_close_timeout: 0s, proxy_100_continue: true, \
+        ", drain_timeout: 6s, proxy_100_continue: true, \
          stream_error_on_invalid_http_message: true, \
          http2_protocol_options: {override_stream_error_on_invalid_http_message: true}",
     );
@@ -412,7 +412,6 @@ fn what_the_proxy_cannot_act_on_is_said() {
         fields,
         [
             "drain_timeout",
-            "delayed_close_timeout",
             "proxy_100_continue",
             "stream_error_on_invalid_http_message",
             "override_stream_error_on_invalid_http_message"

@@ -3,7 +3,7 @@
 use super::exchange::{Exchange, State};
 use super::timeouts::Expired;
 use crate::access_log::Flag;
-use crate::upstream::{BodyError, ResponseBody, SendErrorKind, broken_off};
+use crate::upstream::{BodyError, ResponseBody, SendErrorKind};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use std::pin::Pin;
@@ -82,23 +82,7 @@ impl http_body::Body for Body {
                         Poll::Ready(None)
                     }
                     Some(Err(error)) => {
-                        let (flag, details) = match broken_off(&error) {
-                            SendErrorKind::ConnectionTermination => (
-                                Flag::UpstreamConnectionTermination,
-                                "upstream_reset_after_response_started{connection_termination}",
-                            ),
-                            SendErrorKind::RemoteReset => {
-                                (Flag::UpstreamRemoteReset, "upstream_reset_after_response_started{remote_reset}")
-                            }
-                            SendErrorKind::RefusedStream => (
-                                Flag::UpstreamRemoteReset,
-                                "upstream_reset_after_response_started{remote_refused_stream_reset}",
-                            ),
-                            SendErrorKind::ProtocolError => {
-                                (Flag::UpstreamProtocolError, "upstream_reset_after_response_started{protocol_error}")
-                            }
-                        };
-                        exchange.fail(Some(flag), details);
+                        broke(exchange, body.failure());
                         Poll::Ready(Some(Err(error)))
                     }
                 }
@@ -121,6 +105,26 @@ impl http_body::Body for Body {
             Body::Upstream { body, .. } => body.size_hint(),
         }
     }
+}
+
+/// Says who broke off a response that had begun.
+fn broke(exchange: &mut Exchange, failure: Option<SendErrorKind>) {
+    let (flag, details) = match (exchange.request_fault(), failure) {
+        (Some(fault), _) => return super::forward::blame_client(exchange, fault),
+        (None, Some(SendErrorKind::ProtocolError)) => {
+            (Flag::UpstreamProtocolError, "upstream_reset_after_response_started{protocol_error}")
+        }
+        (None, Some(SendErrorKind::RemoteReset)) => {
+            (Flag::UpstreamRemoteReset, "upstream_reset_after_response_started{remote_reset}")
+        }
+        (None, Some(SendErrorKind::RefusedStream)) => {
+            (Flag::UpstreamRemoteReset, "upstream_reset_after_response_started{remote_refused_stream_reset}")
+        }
+        (None, _) => {
+            (Flag::UpstreamConnectionTermination, "upstream_reset_after_response_started{connection_termination}")
+        }
+    };
+    exchange.fail(Some(flag), details);
 }
 
 /// Ends a response that has begun: all that is left is to reset the stream.

@@ -7,6 +7,7 @@ use super::headers::{finish_response, strip_response};
 use super::io::{Io, Wire};
 use super::local_reply::Reply;
 use super::manager::{ConnectionManager, local_ip};
+use super::request_body::Fault;
 use super::routes::{RequestView, Selected};
 use super::upgrade::{Wish, tunnel};
 use super::{forward, headers, names, rewrite, rules};
@@ -268,6 +269,9 @@ pub(super) async fn serve(manager: Arc<ConnectionManager>, connection: Connectio
         // set once, here
         let _ = down.wire.on_head.set(down.alarms.gate.clone());
     }
+    if let Some(limit) = down.manager.config.delayed_close_timeout {
+        let _ = down.wire.delayed_close.set(limit);
+    }
     if down.manager.config.server_header != ServerHeader::PassThrough {
         let _ = down.wire.server.set(down.manager.config.server_name.clone());
     }
@@ -276,6 +280,9 @@ pub(super) async fn serve(manager: Arc<ConnectionManager>, connection: Connectio
         let down = down.clone();
         service_fn(move |request| handle(down.clone(), request))
     };
+    if !http2 {
+        io.watch_heads();
+    }
     let io = TokioIo::new(io);
     // boxed: the states of both codecs would otherwise lie in every connection's task
     let end = if http2 {
@@ -435,6 +442,9 @@ impl Counted<'_> {
         if let End::Codec(Err(error)) = end {
             codec_error(down, error);
         }
+        if down.wire.closed_late.load(Ordering::Relaxed) {
+            count.downstream_cx_delayed_close_timeout.inc();
+        }
         if busy {
             count.downstream_cx_destroy_active_rq.inc();
         }
@@ -487,7 +497,8 @@ fn codec_error(down: &Rc<Downstream>, error: &hyper::Error) {
             stats.count.downstream_rq_too_large.inc();
             (Some(Flag::DownstreamProtocolError), "http1.headers_too_large")
         }
-        _ => (Some(Flag::DownstreamProtocolError), "http1.codec_error"),
+        501 => (Some(Flag::DownstreamProtocolError), names::INVALID_TRANSFER_ENCODING),
+        _ => (Some(Flag::DownstreamProtocolError), names::CODEC_ERROR),
     };
     let status = down.wire.refused.load(Ordering::Relaxed);
     let mut exchange = Exchange::begin(down, None, Version::HTTP_11);
@@ -497,9 +508,9 @@ fn codec_error(down: &Rc<Downstream>, error: &hyper::Error) {
     exchange.completes();
 }
 
-/// A request whose stream is reset, without a response: the codec does so with INTERNAL_ERROR.
+/// A request that ends without a response: its stream is reset by the codec with INTERNAL_ERROR, its connection closed.
 #[derive(Debug, thiserror::Error)]
-#[error("the request was refused")]
+#[error("the request gets no response")]
 struct Refused;
 
 /// One request, from its head to its response's.
@@ -517,6 +528,8 @@ async fn handle(down: Rc<Downstream>, request: Request<Incoming>) -> Result<Resp
     };
     Ok(match result {
         Ok(response) => respond(exchange, response, client),
+        // nobody would read it
+        Err(_) if exchange.request_fault() == Some(Fault::Gone) => return Err(Refused),
         Err(reply) if reply.reset => {
             exchange.fail(reply.flag, reply.details);
             return Err(Refused);
@@ -677,6 +690,7 @@ fn finish_head(exchange: &mut Exchange, head: &mut http::response::Parts) {
             down.close();
         } else if status != StatusCode::SWITCHING_PROTOCOLS {
             map.insert(header::CONNECTION, names::CLOSE);
+            down.wire.last_word.store(true, Ordering::Relaxed);
         }
     }
     // else the codec would offer a client of HTTP/1.0 to keep the connection

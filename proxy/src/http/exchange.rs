@@ -6,7 +6,7 @@
 use super::alarm::AlarmId;
 use super::connection::Downstream;
 use super::names;
-use super::request_body::SharedSource;
+use super::request_body::{Fault, SharedSource};
 use super::retry::grpc_status;
 use super::routes::{Selected, Templates};
 use super::timeouts::{Expired, Timeouts};
@@ -234,6 +234,11 @@ impl Exchange {
             None => (!self.has_body).then_some(self.start),
             Some(source) => source.borrow().ended,
         }
+    }
+
+    /// Why the request's body ended early, if it did.
+    pub fn request_fault(&self) -> Option<Fault> {
+        self.source.as_ref()?.borrow().fault
     }
 
     /// Sets the alarm by the timeouts as they are now.

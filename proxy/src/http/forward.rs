@@ -4,7 +4,7 @@ use super::exchange::{Exchange, RequestTemplates, Upstream};
 use super::headers;
 use super::local_reply::Reply;
 use super::names;
-use super::request_body::{RequestStream, SharedSource, Source};
+use super::request_body::{Fault, RequestStream, SharedSource, Source};
 use super::retry::{self, Failure};
 use super::routes::{Selected, Targets};
 use super::timeouts::{Expired, grpc_timeout};
@@ -63,6 +63,8 @@ pub(super) async fn forward(
     let result = attempts(exchange, &cluster, forward, policy, parts, source).await;
     let status = match &result {
         Ok(response) => response.status().as_u16(),
+        // no word on the endpoint
+        Err(_) if exchange.request_fault().is_some() => return result,
         Err(reply) => reply.status.as_u16(),
     };
     exchange.charge(Event::Response(status));
@@ -113,6 +115,8 @@ enum Ended {
     Failed(Failed),
     /// A timeout of the whole request.
     Expired(Expired),
+    /// The request's body did not come to its end.
+    Client,
 }
 
 async fn attempts(
@@ -161,6 +165,9 @@ async fn attempts(
                 return Ok(response);
             }
             Err(Ended::Expired(kind)) => return Err(expired(exchange, kind)),
+            Err(Ended::Client) => {
+                return Err(Reply::codec_error(exchange, StatusCode::BAD_REQUEST, names::CODEC_ERROR));
+            }
             Err(Ended::Failed(failed)) => {
                 // a pooled connection that died before it took a byte says nothing of the endpoint
                 let wanted = policy.is_some_and(|p| retry::wants_after_failure(p, failed.failure));
@@ -189,7 +196,8 @@ fn charge_host(exchange: &Exchange, ended: &Ended) {
         Ended::Failed(Failed {
             failure: Failure::Connect(UpstreamErrorKind::Overflow | UpstreamErrorKind::NoHealthyUpstream),
             ..
-        }) => {}
+        })
+        | Ended::Client => {}
         Ended::Failed(Failed { failure, .. }) => host.stats.charge_failure(*failure == Failure::PerTryTimeout),
         Ended::Expired(kind) => host.stats.charge_failure(*kind == Expired::Route),
     }
@@ -299,6 +307,7 @@ async fn attempt(
                 host.stats.charge_response(response.status());
                 return Ok(response);
             }
+            Ok(Err(_)) if exchange.request_fault().is_some() => return Err(Ended::Client),
             Ok(Err(error)) => match error.unsent {
                 Some(request) if stale < STALE_CONNECTIONS => {
                     stale += 1;
@@ -320,6 +329,15 @@ fn no_connection(exchange: &mut Exchange, error: UpstreamError) -> Ended {
         upstream.failure.clone_from(&error.transport_failure);
     }
     Ended::Failed(Failed { failure: Failure::Connect(error.kind), detail: error.transport_failure })
+}
+
+/// Notes that a response which had begun was cut because of the request's own body.
+pub(super) fn blame_client(exchange: &mut Exchange, fault: Fault) {
+    // of a client that went away, the exchange says so itself
+    if fault == Fault::Protocol {
+        exchange.down.manager.stats.count.downstream_cx_protocol_error.inc();
+        exchange.fail(Some(Flag::DownstreamProtocolError), names::CODEC_ERROR);
+    }
 }
 
 fn ran_out(kind: Expired) -> Ended {
@@ -416,7 +434,7 @@ fn refuse(exchange: &mut Exchange, failed: &Failed, retries: u32) -> Reply {
         Failure::Connect(UpstreamErrorKind::ConnectTimeout) => {
             (503, Flag::UpstreamConnectionFailure, "connection timeout")
         }
-        Failure::Send(SendErrorKind::ConnectionTermination, _) => {
+        Failure::Send(SendErrorKind::ConnectionTermination | SendErrorKind::RequestBody, _) => {
             (503, Flag::UpstreamConnectionTermination, "connection termination")
         }
         Failure::Send(SendErrorKind::RemoteReset, _) => (503, Flag::UpstreamRemoteReset, "remote reset"),

@@ -2,15 +2,18 @@
 //! hyper's own error responses put into Envoy's words.
 
 use super::alarm::Gate;
+use super::head::{Flaw, Head};
+use super::linger::{Ended, Linger};
 use crate::net::Transport;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
 use http::HeaderValue;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
@@ -34,8 +37,16 @@ pub(super) struct Wire {
     reader: AtomicWaker,
     /// `server` of responses that the codec makes itself.
     pub server: OnceLock<HeaderValue>,
+    /// See [`Flaw::code`].
+    flaw: AtomicU8,
     /// Status of the last response that was the codec's own; 0: there was none.
     pub refused: AtomicU16,
+    /// The connection ends after a response and by our will: the client may not know yet and still be sending.
+    pub last_word: AtomicBool,
+    /// How long such a client is listened to; unset: not at all.
+    pub delayed_close: OnceLock<Duration>,
+    /// It did not close in that time.
+    pub closed_late: AtomicBool,
 }
 
 impl Wire {
@@ -54,6 +65,11 @@ impl Wire {
         self.reader.wake();
     }
 
+    /// What is wrong with the head that arrived last.
+    pub fn flaw(&self) -> Option<Flaw> {
+        Flaw::from_code(self.flaw.load(Ordering::Relaxed))
+    }
+
     fn flag(cell: &AtomicBool) -> bool {
         cell.load(Ordering::Relaxed)
     }
@@ -69,12 +85,21 @@ pub(super) struct Io {
     ahead: Bytes,
     /// A response in place of the codec's own, as far as it is not yet written.
     instead: Bytes,
+    /// The head that is arriving; none on HTTP/2.
+    head: Option<Head>,
+    /// Set once the write side is shut down, when reading goes on.
+    linger: Option<Linger>,
     wire: Arc<Wire>,
 }
 
 impl Io {
     pub fn new(transport: Transport, wire: Arc<Wire>) -> Io {
-        Io { transport, ahead: Bytes::new(), instead: Bytes::new(), wire }
+        Io { transport, ahead: Bytes::new(), instead: Bytes::new(), head: None, linger: None, wire }
+    }
+
+    /// Has the heads of HTTP/1 requests looked at.
+    pub fn watch_heads(&mut self) {
+        self.head = Some(Head::default());
     }
 
     /// Reads until it is clear whether the client speaks HTTP/2. A client that sends nothing more than a part of the preface
@@ -104,7 +129,11 @@ impl Io {
         // a head that was refused because it was late
         let late =
             status == 400 && Wire::flag(&self.wire.head_begun) && self.wire.refused.load(Ordering::Relaxed) == 408;
-        let status = if late { 408 } else { status };
+        let status = match self.wire.flaw() {
+            _ if late => 408,
+            Some(Flaw::Coding) if status == 400 => 501,
+            _ => status,
+        };
         self.wire.refused.store(status, Ordering::Relaxed);
         let (line, body) = own_words(status);
         let date = httpdate();
@@ -135,6 +164,7 @@ impl Io {
 pub(super) fn own_words(status: u16) -> (&'static str, &'static str) {
     match status {
         408 => ("408 Request Timeout", "request header timeout"),
+        501 => ("501 Not Implemented", "Not Implemented"),
         431 => ("431 Request Header Fields Too Large", "Request Header Fields Too Large"),
         _ => ("400 Bad Request", "Bad Request"),
     }
@@ -188,6 +218,12 @@ impl AsyncRead for Io {
         }
         let n = buf.filled().len() - before;
         Wire::add(&me.wire.received, n);
+        if let Some(head) = &mut me.head
+            && !Wire::flag(&me.wire.busy)
+        {
+            head.read(buf.filled().get(before..).unwrap_or_default());
+            me.wire.flaw.store(Flaw::code(head.flaw()), Ordering::Relaxed);
+        }
         if let Some(gate) = me.wire.on_head.get()
             && n > 0
             && !Wire::flag(&me.wire.busy)
@@ -240,7 +276,19 @@ impl AsyncWrite for Io {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().transport).poll_shutdown(cx)
+        let me = self.get_mut();
+        let linger = match &mut me.linger {
+            Some(linger) => linger,
+            none => {
+                std::task::ready!(Pin::new(&mut me.transport).poll_shutdown(cx))?;
+                let said = Wire::flag(&me.wire.last_word) || me.wire.refused.load(Ordering::Relaxed) != 0;
+                let Some(limit) = me.wire.delayed_close.get().filter(|_| said) else { return Poll::Ready(Ok(())) };
+                none.insert(Linger::new(*limit))
+            }
+        };
+        let ended = std::task::ready!(linger.poll(&mut me.transport, cx));
+        me.wire.closed_late.store(ended == Ended::TimedOut, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
     }
 }
 

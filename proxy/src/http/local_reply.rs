@@ -6,6 +6,7 @@ use crate::access_log::Flag;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use std::borrow::Cow;
+use std::sync::atomic::Ordering;
 
 /// A reply to be sent in place of an endpoint's response.
 pub(super) struct Reply {
@@ -32,6 +33,13 @@ impl Reply {
             close: false,
             reset: false,
         }
+    }
+
+    /// The reply to what is no HTTP/1, and its count.
+    pub fn codec_error(exchange: &Exchange, status: StatusCode, details: &'static str) -> Reply {
+        exchange.down.manager.stats.count.downstream_cx_protocol_error.inc();
+        let reason = status.canonical_reason().unwrap_or_default();
+        Reply::new(status, reason, details).flagged(Flag::DownstreamProtocolError).closing()
     }
 
     pub fn flagged(mut self, flag: Flag) -> Reply {
@@ -90,6 +98,7 @@ impl Reply {
         // after a bad request nothing on the connection is trusted
         if (self.close || self.status == StatusCode::BAD_REQUEST) && !exchange.down.http2 {
             response.headers_mut().insert(header::CONNECTION, names::CLOSE);
+            exchange.down.wire.last_word.store(true, Ordering::Relaxed);
         }
         if exchange.method == Some(Method::HEAD) {
             body = Bytes::new();

@@ -48,3 +48,9 @@ pub fn has_token(value: &[u8], token: &str) -> bool {
 
 /// `%RESPONSE_CODE_DETAILS%` of a response that came from the endpoint.
 pub const VIA_UPSTREAM: &str = "via_upstream";
+
+/// `%RESPONSE_CODE_DETAILS%` of a request that is no HTTP/1.
+pub const CODEC_ERROR: &str = "http1.codec_error";
+
+/// `%RESPONSE_CODE_DETAILS%` of a transfer coding other than one `chunked`.
+pub const INVALID_TRANSFER_ENCODING: &str = "http1.invalid_transfer_encoding";

@@ -6,10 +6,31 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::cell::RefCell;
+use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use tokio::time::Instant;
+
+/// Why a request's body ended before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// It was not HTTP/1: a chunk of no size.
+    Protocol,
+    /// The client went away, or took the request back.
+    Gone,
+}
+
+impl Fault {
+    fn of(error: &hyper::Error) -> Fault {
+        // hyper's decoder of bodies says so with an I/O error
+        let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+        match source.map(io::Error::kind) {
+            Some(ErrorKind::InvalidInput | ErrorKind::InvalidData) => Fault::Protocol,
+            _ => Fault::Gone,
+        }
+    }
+}
 
 /// The downstream side of a body; one attempt after the other reads it.
 pub(super) struct Source {
@@ -24,6 +45,7 @@ pub(super) struct Source {
     lost: bool,
     forward_trailers: bool,
     trailers: Option<HeaderMap>,
+    pub fault: Option<Fault>,
     pub received: u64,
     pub first_read: Option<Instant>,
     pub ended: Option<Instant>,
@@ -45,6 +67,7 @@ impl Source {
             lost: false,
             forward_trailers,
             trailers: None,
+            fault: None,
             received: 0,
             first_read: None,
             ended: None,
@@ -130,7 +153,10 @@ impl Body for RequestStream {
                     trailers.map(|trailers| Ok(Frame::trailers(trailers)))
                 }
             },
-            Some(Err(error)) => Some(Err(BodyError::from(error))),
+            Some(Err(error)) => {
+                source.fault = Some(Fault::of(&error));
+                return Poll::Ready(Some(Err(BodyError::from(error))));
+            }
             None => None,
         };
         if result.is_none() || source.incoming.is_end_stream() {

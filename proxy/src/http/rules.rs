@@ -1,7 +1,9 @@
 //! What a request must be before anything else looks at it: its version, its authority, its path.
 
 use super::exchange::Exchange;
+use super::head::Flaw;
 use super::local_reply::Reply;
+use super::names;
 use super::path::{self, Outcome};
 use crate::access_log::Flag;
 use crate::config::model::{HeadersWithUnderscores, StripPort};
@@ -13,9 +15,13 @@ use http::{HeaderValue, Method, StatusCode, Uri, Version, header};
 /// Refuses what must be refused and brings the rest into one form: the authority in `exchange.authority` and in `host`, the
 /// path checked and normalised.
 pub(super) fn admit(exchange: &mut Exchange, parts: &mut Parts) -> Result<(), Reply> {
+    if !exchange.down.http2 {
+        method(exchange, parts)?;
+        tidied(exchange, parts)?;
+        transfer_encoding(exchange, parts)?;
+    }
     exchange.path = parts.uri.path_and_query().cloned();
     version(exchange, parts)?;
-    transfer_encoding(exchange, parts)?;
     header_names(exchange, parts)?;
     authority(exchange, parts)?;
     if parts.method == Method::CONNECT {
@@ -42,19 +48,85 @@ fn version(exchange: &Exchange, parts: &mut Parts) -> Result<(), Reply> {
     Ok(())
 }
 
+/// The codec takes any token for a method; Envoy's parser knows these, upper case as they are.
+fn method(exchange: &mut Exchange, parts: &mut Parts) -> Result<(), Reply> {
+    match parts.method {
+        Method::GET
+        | Method::POST
+        | Method::PUT
+        | Method::DELETE
+        | Method::HEAD
+        | Method::OPTIONS
+        | Method::CONNECT
+        | Method::PATCH
+        | Method::TRACE => Ok(()),
+        ref other if OTHER_METHODS.contains(&other.as_str()) => Ok(()),
+        _ => Err(no_http1(exchange, parts, StatusCode::BAD_REQUEST, names::CODEC_ERROR)),
+    }
+}
+
+/// Methods beyond those of RFC 9110 that Envoy 1.40 takes.
+const OTHER_METHODS: [&str; 26] = [
+    "ACL",
+    "BIND",
+    "CHECKOUT",
+    "COPY",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MOVE",
+    "MSEARCH",
+    "NOTIFY",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "QUERY",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "SOURCE",
+    "SUBSCRIBE",
+    "UNBIND",
+    "UNLINK",
+    "UNLOCK",
+    "UNSUBSCRIBE",
+];
+
+/// What the codec has tidied by itself and does not show in the headers.
+fn tidied(exchange: &mut Exchange, parts: &mut Parts) -> Result<(), Reply> {
+    let (status, details) = match exchange.down.wire.flaw() {
+        None => return Ok(()),
+        Some(Flaw::Lengths) => (StatusCode::BAD_REQUEST, names::CODEC_ERROR),
+        Some(Flaw::LengthAndCoding) => (StatusCode::BAD_REQUEST, "http1.content_length_and_chunked_not_allowed"),
+        Some(Flaw::Fragment) => {
+            return Err(Reply::new(StatusCode::BAD_REQUEST, "", "path_normalization_failed"));
+        }
+        Some(Flaw::Coding) => (StatusCode::NOT_IMPLEMENTED, names::INVALID_TRANSFER_ENCODING),
+    };
+    Err(no_http1(exchange, parts, status, details))
+}
+
 /// The codec takes any list that ends in `chunked`; an encoding that nobody here can undo must not be passed on unseen.
-fn transfer_encoding(exchange: &Exchange, parts: &Parts) -> Result<(), Reply> {
-    if exchange.down.http2 || !exchange.has_body {
+fn transfer_encoding(exchange: &mut Exchange, parts: &mut Parts) -> Result<(), Reply> {
+    if !exchange.has_body {
         return Ok(());
     }
     let mut lines = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
     match (lines.next(), lines.next()) {
         (None, _) => Ok(()),
         (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
-        _ => Err(Reply::new(StatusCode::NOT_IMPLEMENTED, "Not Implemented", "http1.invalid_transfer_encoding")
-            .flagged(Flag::DownstreamProtocolError)
-            .closing()),
+        _ => Err(no_http1(exchange, parts, StatusCode::NOT_IMPLEMENTED, names::INVALID_TRANSFER_ENCODING)),
     }
+}
+
+/// Refuses what Envoy's codec would not have taken: its logs show nothing of such a request.
+fn no_http1(exchange: &mut Exchange, parts: &mut Parts, status: StatusCode, details: &'static str) -> Reply {
+    exchange.method = None;
+    parts.headers.clear();
+    Reply::codec_error(exchange, status, details)
 }
 
 fn header_names(exchange: &Exchange, parts: &mut Parts) -> Result<(), Reply> {

@@ -22,7 +22,7 @@ counters! {
     downstream_cx_destroy, downstream_cx_destroy_active_rq,
     downstream_cx_destroy_local, downstream_cx_destroy_local_active_rq,
     downstream_cx_destroy_remote, downstream_cx_destroy_remote_active_rq,
-    downstream_cx_drain_close, downstream_cx_idle_timeout, downstream_cx_max_duration_reached,
+    downstream_cx_delayed_close_timeout, downstream_cx_drain_close, downstream_cx_idle_timeout, downstream_cx_max_duration_reached,
     downstream_cx_max_requests_reached, downstream_cx_protocol_error, downstream_cx_upgrades_total,
     downstream_cx_rx_bytes_total, downstream_cx_tx_bytes_total,
     downstream_rq_total, downstream_rq_http1_total, downstream_rq_http2_total, downstream_rq_completed,

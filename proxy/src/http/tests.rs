@@ -54,6 +54,7 @@ fn hcm() -> HcmConfig {
         request_headers_timeout: None,
         max_connection_duration: None,
         max_stream_duration: None,
+        delayed_close_timeout: Some(Duration::from_secs(1)),
         max_requests_per_connection: 0,
         max_request_headers_bytes: 60 * 1024,
         max_headers_count: 100,

@@ -98,11 +98,8 @@ pub enum SendErrorKind {
     RefusedStream,
     /// What came back is not HTTP (`UPE`).
     ProtocolError,
-}
-
-/// Why a response body of an endpoint broke off.
-pub fn broken_off(error: &BodyError) -> SendErrorKind {
-    error.downcast_ref().map_or(SendErrorKind::ConnectionTermination, pool::broken_off)
+    /// The request's own body failed: the endpoint is not to blame.
+    RequestBody,
 }
 
 #[derive(Debug)]

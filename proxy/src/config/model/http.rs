@@ -44,6 +44,8 @@ pub struct HcmConfig {
     pub request_headers_timeout: Option<Duration>,
     pub max_connection_duration: Option<Duration>,
     pub max_stream_duration: Option<Duration>,
+    /// How long a client that still sends after the connection's last response is listened to; default 1 s; `None`: not at all.
+    pub delayed_close_timeout: Option<Duration>,
     /// 0: no limit.
     pub max_requests_per_connection: u32,
     /// Default 60 KiB.

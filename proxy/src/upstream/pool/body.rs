@@ -1,7 +1,7 @@
 //! Bodies: what is sent to an endpoint, and what comes back and returns its connection when it ends.
 
-use super::lease::{ActiveRequest, Checkout};
-use crate::upstream::{BodyError, UpstreamConnectionInfo};
+use super::lease::{ActiveRequest, Checkout, body_failure};
+use crate::upstream::{BodyError, SendErrorKind, UpstreamConnectionInfo};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -61,6 +61,7 @@ pub struct ResponseBody {
     incoming: Incoming,
     info: Rc<UpstreamConnectionInfo>,
     in_flight: Option<InFlight>,
+    failure: Option<SendErrorKind>,
     tunnel: bool,
 }
 
@@ -73,9 +74,20 @@ struct InFlight {
 impl ResponseBody {
     pub(super) fn new(incoming: Incoming, checkout: Checkout, active: ActiveRequest, tunnel: bool) -> ResponseBody {
         let info = Rc::clone(checkout.info());
-        let mut body = ResponseBody { incoming, info, in_flight: Some(InFlight { checkout, _active: active }), tunnel };
+        let mut body = ResponseBody {
+            incoming,
+            info,
+            in_flight: Some(InFlight { checkout, _active: active }),
+            failure: None,
+            tunnel,
+        };
         body.finish_at_end();
         body
+    }
+
+    /// Why it ended before its end; `None` as long as it has not.
+    pub fn failure(&self) -> Option<SendErrorKind> {
+        self.failure
     }
 
     /// The connection it comes from.
@@ -114,7 +126,11 @@ impl Body for ResponseBody {
             }
             Some(Err(error)) => {
                 // aborts: the connection, or the stream, is of no more use
-                drop(this.in_flight.take());
+                let kind = body_failure(&error);
+                if let Some(in_flight) = this.in_flight.take() {
+                    in_flight.checkout.count_protocol_error(kind);
+                }
+                this.failure = Some(kind);
                 Some(Err(error.into()))
             }
             None => {

@@ -3,11 +3,12 @@
 use super::body::{RequestBody, ResponseBody};
 use super::{Connection, Pool};
 use crate::upstream::{SendError, SendErrorKind, UpstreamConnectionInfo};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode, Version, header};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use std::error::Error;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
@@ -52,6 +53,13 @@ impl Checkout {
 
     pub fn info(&self) -> &Rc<UpstreamConnectionInfo> {
         &self.info
+    }
+
+    /// Counts an HTTP/1 message that broke the protocol. The HTTP/2 connection counts its own when it ends.
+    pub fn count_protocol_error(&self, kind: SendErrorKind) {
+        if kind == SendErrorKind::ProtocolError && !self.info.http2 {
+            self.pool.cluster.stats().upstream_cx_protocol_error.inc();
+        }
     }
 
     /// The response has ended cleanly: the connection can serve another request.
@@ -119,6 +127,11 @@ impl HttpLease {
                 Ok(response) => {
                     let status = response.status();
                     let tunnel = status == StatusCode::SWITCHING_PROTOCOLS || (connect && status.is_success());
+                    if !tunnel && !self.is_http2() && !has_one_length(&response) {
+                        self.count(SendErrorKind::ProtocolError);
+                        let detail = "the response's content-length and transfer-encoding contradict".to_owned();
+                        return Err(SendError { kind: SendErrorKind::ProtocolError, unsent: None, detail });
+                    }
                     let HttpLease { checkout, active } = self;
                     return Ok(response.map(|incoming| ResponseBody::new(incoming, checkout, active, tunnel)));
                 }
@@ -150,11 +163,12 @@ impl HttpLease {
     }
 
     fn count(&self, kind: SendErrorKind) {
+        self.checkout.count_protocol_error(kind);
         let stats = self.active.0.cluster.stats();
         match kind {
             SendErrorKind::RemoteReset | SendErrorKind::RefusedStream => stats.upstream_rq_rx_reset.inc(),
             SendErrorKind::ConnectionTermination => stats.upstream_rq_pending_failure_eject.inc(),
-            SendErrorKind::ProtocolError => {}
+            SendErrorKind::ProtocolError | SendErrorKind::RequestBody => {}
         }
     }
 }
@@ -182,29 +196,51 @@ impl Checkout {
     }
 }
 
-/// What hyper's error means for the request.
+/// Whether an HTTP/1 response says once, and in a way that is understood, where its body ends. The codec takes more.
+fn has_one_length(response: &Response<Incoming>) -> bool {
+    let headers = response.headers();
+    let length = response.body().size_hint().exact();
+    let ended = response.body().is_end_stream();
+    // a body of known length had no transfer-encoding, one of unknown length may have both
+    if length.is_none() || ended {
+        let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+        if let Some(coding) = codings.next() {
+            return coding.as_bytes().eq_ignore_ascii_case(b"chunked")
+                && codings.next().is_none()
+                && !headers.contains_key(header::CONTENT_LENGTH);
+        }
+    }
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let empty = lengths.next().is_none_or(|length| response.status() != StatusCode::NO_CONTENT || length == "0");
+    empty && lengths.next().is_none()
+}
+
 fn send_error(error: &hyper::Error, unsent: Option<Request<RequestBody>>) -> SendError {
-    let kind = match h2_error(error) {
+    SendError { kind: kind_of(error), unsent, detail: error.to_string() }
+}
+
+/// What hyper's error means for the request.
+fn kind_of(error: &hyper::Error) -> SendErrorKind {
+    match h2_error(error) {
         Some(h2) if h2.reason() == Some(h2::Reason::REFUSED_STREAM) => SendErrorKind::RefusedStream,
         Some(h2) if h2.is_go_away() && h2.is_remote() => SendErrorKind::RefusedStream,
         Some(h2) if h2.is_reset() && h2.is_remote() => SendErrorKind::RemoteReset,
         Some(h2) if h2.is_io() => SendErrorKind::ConnectionTermination,
         Some(h2) if h2.is_library() || h2.is_reset() => SendErrorKind::ProtocolError,
         _ if error.is_parse() => SendErrorKind::ProtocolError,
+        _ if error.is_user() => SendErrorKind::RequestBody,
         _ => SendErrorKind::ConnectionTermination,
-    };
-    SendError { kind, unsent, detail: error.to_string() }
+    }
 }
 
 /// Why a response that had begun broke off. HTTP/1 that ends too early, or is not HTTP, breaks the protocol, as in Envoy.
-pub(in crate::upstream) fn broken_off(error: &hyper::Error) -> SendErrorKind {
-    let io = error.source().and_then(|source| source.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
-    match io {
+pub(super) fn body_failure(error: &hyper::Error) -> SendErrorKind {
+    match error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind) {
         Some(ErrorKind::UnexpectedEof | ErrorKind::InvalidData | ErrorKind::InvalidInput) => {
             SendErrorKind::ProtocolError
         }
         None if h2_error(error).is_none() && error.is_incomplete_message() => SendErrorKind::ProtocolError,
-        _ => send_error(error, None).kind,
+        _ => kind_of(error),
     }
 }
 

@@ -13,7 +13,6 @@ mod tests;
 
 pub use body::{RequestBody, ResponseBody};
 pub use lease::HttpLease;
-pub(super) use lease::broken_off;
 
 use super::cluster::Cluster;
 use super::connect::{ConnectionGuard, UpstreamIo, Usage, establish, next_connection_id};
