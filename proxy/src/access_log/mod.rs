@@ -78,6 +78,25 @@ pub struct ConnectionInfo {
     pub transport_failure: Box<str>,
 }
 
+impl ConnectionInfo {
+    /// A connection that begins now, in plaintext, of which no filter has restored an address.
+    pub fn new(id: u64, peer: DownstreamPeer, local: LocalAddr, listener_name: &str) -> ConnectionInfo {
+        ConnectionInfo {
+            id,
+            started: SystemTime::now(),
+            peer,
+            direct_peer: peer,
+            local,
+            direct_local: local,
+            sni: None,
+            tls: None,
+            listener_name: listener_name.into(),
+            filter_chain_name: "".into(),
+            transport_failure: "".into(),
+        }
+    }
+}
+
 /// Durations since the start of the request or connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Timings {

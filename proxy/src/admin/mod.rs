@@ -308,17 +308,5 @@ fn connection_info(id: u64, peer: Option<SocketAddr>, address: &Address) -> Conn
         Address::Socket(address) => *address,
         Address::Pipe { .. } => nowhere,
     };
-    ConnectionInfo {
-        id,
-        started: SystemTime::now(),
-        peer: DownstreamPeer(peer),
-        direct_peer: DownstreamPeer(peer),
-        local: LocalAddr(local),
-        direct_local: LocalAddr(local),
-        sni: None,
-        tls: None,
-        listener_name: "admin".into(),
-        filter_chain_name: "".into(),
-        transport_failure: "".into(),
-    }
+    ConnectionInfo::new(id, DownstreamPeer(peer), LocalAddr(local), "admin")
 }

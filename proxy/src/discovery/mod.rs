@@ -292,14 +292,21 @@ impl Task {
         match event {
             Event::Connected => {
                 tracing::debug!("xds: connected to {stream}");
-                self.stats.connected_state.set(1);
+                self.note_connected(&stream, true);
             }
             Event::Disconnected { error, retry_in, .. } => {
                 tracing::warn!("xds: stream to {stream} closed: {error}; next attempt in {} ms", retry_in.as_millis());
-                self.stats.connected_state.set(0);
+                self.note_connected(&stream, false);
                 self.stats.failed(&stream);
             }
             Event::Response(response) => self.response(&stream, response, wants),
+        }
+    }
+
+    /// `control_plane.connected_state` is about the aggregated stream; without one, about the stream that changed last.
+    fn note_connected(&self, stream: &StreamId, connected: bool) {
+        if *stream == StreamId::Ads || self.bootstrap.ads.is_none() {
+            self.stats.connected_state.set(u64::from(connected));
         }
     }
 }

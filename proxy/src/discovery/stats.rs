@@ -57,7 +57,7 @@ pub struct DiscoveryStats {
     pub routes: TypeStats,
     pub endpoints: TypeStats,
     pub secrets: TypeStats,
-    /// 1 while the aggregated stream (or the last one that changed) is connected.
+    /// 1 while connected to the control plane.
     pub connected_state: Gauge,
     pub identifier: TextReadout,
 }

@@ -15,7 +15,7 @@ use http::{HeaderValue, StatusCode};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -150,53 +150,16 @@ fn cluster(name: &str, address: SocketAddr, protocol: UpstreamProtocol) -> Clust
     };
     let locality =
         LocalityEndpoints { locality: Locality::default(), priority: 0, weight: None, endpoints: vec![endpoint] };
-    ClusterConfig {
-        name: name.into(),
-        stat_name: name.into(),
-        discovery: ClusterDiscovery::Static(LoadAssignment {
-            cluster_name: name.into(),
-            localities: vec![locality],
-            overprovisioning_factor: 140,
-        }),
-        connect_timeout: Duration::from_secs(5),
-        lb: LbPolicy::RoundRobin,
-        http: UpstreamHttp {
-            protocol,
-            http1: Http1Options::default(),
-            http2: Http2Options::default(),
-            idle_timeout: None,
-            max_connection_duration: None,
-            max_requests_per_connection: 0,
-            max_response_headers_count: 100,
-            auto_sni: false,
-            auto_san_validation: false,
-        },
-        circuit_breakers: [Thresholds::default(); 2],
-        transport: UpstreamTransport::Raw,
-        transport_matches: Vec::new(),
-        bind: None,
-        tcp_keepalive: None,
-        panic_threshold: 50.0,
-        close_connections_on_host_health_failure: false,
-        metadata: Arc::default(),
-        hash: 0,
-    }
+    let discovery = ClusterDiscovery::Static(LoadAssignment {
+        cluster_name: name.into(),
+        localities: vec![locality],
+        overprovisioning_factor: 140,
+    });
+    ClusterConfig { http: UpstreamHttp { protocol, ..UpstreamHttp::default() }, ..ClusterConfig::new(name, discovery) }
 }
 
 fn info(peer: SocketAddr, local: SocketAddr) -> ConnectionInfo {
-    ConnectionInfo {
-        id: 1,
-        started: SystemTime::now(),
-        peer: DownstreamPeer(peer),
-        direct_peer: DownstreamPeer(peer),
-        local: LocalAddr(local),
-        direct_local: LocalAddr(local),
-        sni: None,
-        tls: None,
-        listener_name: "l".into(),
-        filter_chain_name: "".into(),
-        transport_failure: "".into(),
-    }
+    ConnectionInfo::new(1, DownstreamPeer(peer), LocalAddr(local), "l")
 }
 
 /// A proxy of one listener, serving every connection on the current `LocalSet`.

@@ -86,33 +86,7 @@ impl World {
             LocalityEndpoints { locality: Locality::default(), priority: 0, weight: None, endpoints: vec![endpoint] };
         let assignment =
             LoadAssignment { cluster_name: name.into(), localities: vec![locality], overprovisioning_factor: 140 };
-        let config = ClusterConfig {
-            name: name.into(),
-            stat_name: name.into(),
-            discovery: ClusterDiscovery::Static(assignment),
-            connect_timeout: Duration::from_secs(5),
-            lb: LbPolicy::RoundRobin,
-            http: UpstreamHttp {
-                protocol: UpstreamProtocol::Http1,
-                http1: Http1Options::default(),
-                http2: Http2Options::default(),
-                idle_timeout: None,
-                max_connection_duration: None,
-                max_requests_per_connection: 0,
-                max_response_headers_count: 100,
-                auto_sni: false,
-                auto_san_validation: false,
-            },
-            circuit_breakers: [Thresholds::default(); 2],
-            transport: UpstreamTransport::Raw,
-            transport_matches: Vec::new(),
-            bind: None,
-            tcp_keepalive: None,
-            panic_threshold: 50.0,
-            close_connections_on_host_health_failure: false,
-            metadata: Arc::default(),
-            hash: 0,
-        };
+        let config = ClusterConfig::new(name, ClusterDiscovery::Static(assignment));
         self.services.clusters.add_or_update(Arc::new(config), false).unwrap();
     }
 }

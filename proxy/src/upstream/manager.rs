@@ -413,7 +413,7 @@ async fn follow_assignments(
 mod tests {
     use super::*;
     use crate::config::model::{ConfigSource, ConfigSourceKind};
-    use crate::upstream::testing::{assignment, config, endpoint, manager};
+    use crate::upstream::testing::{assignment, endpoint, manager};
 
     fn run<F: Future<Output = ()>>(test: F) {
         let mut builder = tokio::runtime::Builder::new_current_thread();
@@ -433,12 +433,12 @@ mod tests {
 
     fn eds(name: &str, service: &str, hash: u64) -> Arc<ClusterConfig> {
         let discovery = ClusterDiscovery::Eds { service_name: service.into(), source: source() };
-        Arc::new(ClusterConfig { hash, ..config(name, discovery) })
+        Arc::new(ClusterConfig { hash, ..ClusterConfig::new(name, discovery) })
     }
 
     fn fixed(name: &str, port: u16, hash: u64) -> Arc<ClusterConfig> {
         let discovery = ClusterDiscovery::Static(assignment(vec![(0, vec![endpoint(port)])]));
-        Arc::new(ClusterConfig { hash, ..config(name, discovery) })
+        Arc::new(ClusterConfig { hash, ..ClusterConfig::new(name, discovery) })
     }
 
     fn key(service: &str) -> Key {

@@ -8,7 +8,6 @@ use crate::stats::Registry;
 use crate::tls::Secrets;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::mpsc;
 
 pub(super) fn endpoint(port: u16) -> Endpoint {
@@ -38,36 +37,6 @@ pub(super) fn assignment(priorities: Vec<(u32, Vec<Endpoint>)>) -> LoadAssignmen
     LoadAssignment { cluster_name: "c".into(), localities, overprovisioning_factor: 140 }
 }
 
-pub(super) fn config(name: &str, discovery: ClusterDiscovery) -> ClusterConfig {
-    ClusterConfig {
-        name: name.into(),
-        stat_name: name.into(),
-        discovery,
-        connect_timeout: Duration::from_secs(5),
-        lb: LbPolicy::RoundRobin,
-        http: UpstreamHttp {
-            protocol: UpstreamProtocol::Http1,
-            http1: Http1Options::default(),
-            http2: Http2Options::default(),
-            idle_timeout: Some(Duration::from_secs(3600)),
-            max_connection_duration: None,
-            max_requests_per_connection: 0,
-            max_response_headers_count: 100,
-            auto_sni: false,
-            auto_san_validation: false,
-        },
-        circuit_breakers: [Thresholds::default(); 2],
-        transport: UpstreamTransport::Raw,
-        transport_matches: Vec::new(),
-        bind: None,
-        tcp_keepalive: None,
-        panic_threshold: 50.0,
-        close_connections_on_host_health_failure: false,
-        metadata: Arc::default(),
-        hash: 0,
-    }
-}
-
 pub(super) fn registry() -> Registry {
     Registry::new(StatsConfig::default())
 }
@@ -83,7 +52,7 @@ pub(super) fn manager() -> (Arc<ClusterManager>, Arc<Store<LoadAssignment>>) {
 
 /// A static cluster that belongs to no manager.
 pub(super) fn cluster_with(endpoints: LoadAssignment, change: impl FnOnce(&mut ClusterConfig)) -> Arc<Cluster> {
-    let mut config = config("c", ClusterDiscovery::Static(endpoints.clone()));
+    let mut config = ClusterConfig::new("c", ClusterDiscovery::Static(endpoints.clone()));
     change(&mut config);
     let place = Place {
         slot_id: 0,

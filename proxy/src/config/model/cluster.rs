@@ -30,6 +30,29 @@ pub struct ClusterConfig {
     pub hash: u64,
 }
 
+impl ClusterConfig {
+    /// A cluster of which nothing is configured but its name and its endpoints: Envoy's defaults.
+    pub fn new(name: &str, discovery: ClusterDiscovery) -> ClusterConfig {
+        ClusterConfig {
+            name: name.into(),
+            stat_name: name.into(),
+            discovery,
+            connect_timeout: Duration::from_secs(5),
+            lb: LbPolicy::RoundRobin,
+            http: UpstreamHttp::default(),
+            circuit_breakers: [Thresholds::default(); 2],
+            transport: UpstreamTransport::Raw,
+            transport_matches: Vec::new(),
+            bind: None,
+            tcp_keepalive: None,
+            panic_threshold: 50.0,
+            close_connections_on_host_health_failure: false,
+            metadata: Arc::default(),
+            hash: 0,
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub enum ClusterDiscovery {
     Static(LoadAssignment),
@@ -156,6 +179,22 @@ pub struct UpstreamHttp {
     pub auto_sni: bool,
     /// The upstream certificate must be for that host.
     pub auto_san_validation: bool,
+}
+
+impl Default for UpstreamHttp {
+    fn default() -> Self {
+        UpstreamHttp {
+            protocol: UpstreamProtocol::Http1,
+            http1: Http1Options::default(),
+            http2: Http2Options::default(),
+            idle_timeout: Some(Duration::from_secs(3600)),
+            max_connection_duration: None,
+            max_requests_per_connection: 0,
+            max_response_headers_count: 100,
+            auto_sni: false,
+            auto_san_validation: false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
