@@ -17,6 +17,7 @@ use crate::event::{Answer, Event, Response};
 use crate::file::{self, FileOptions};
 use crate::grpc;
 use crate::options::Options;
+use crate::rest::{self, RestOptions};
 use crate::state::Machine;
 use crate::types::{Method, Mode, Subscription, TypeUrl};
 use crate::wire::Incoming;
@@ -181,6 +182,20 @@ impl Client {
     pub fn watch_file(options: FileOptions) -> (Client, Events) {
         let machine = Machine::new(Mode::Sotw, Some(options.type_url.clone()), true);
         Client::spawn(machine, options.event_queue, move |shared, events| file::run(options, shared, events))
+    }
+
+    /// Starts a client that polls a REST service for one type. See [`RestOptions`].
+    ///
+    /// Polls begin when something is subscribed, and one is made at once whenever more is. Each asks with the version that
+    /// was acknowledged last; refusals are not told, as the service has no words for them. A poll that fails is told as
+    /// [`Event::Disconnected`], the first one after that is good as [`Event::Connected`]. A response whose version the
+    /// consumer has already is handed over nevertheless, unless the server answers 304.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn poll(options: RestOptions, connector: Arc<dyn Connect>) -> (Client, Events) {
+        let machine = Machine::new(Mode::Sotw, Some(options.type_url.clone()), true);
+        Client::spawn(machine, options.event_queue, move |shared, events| rest::run(options, connector, shared, events))
     }
 
     fn spawn<F>(

@@ -13,8 +13,8 @@ pub enum Event {
     /// There is a connection and requests flow. Whether the server accepts the stream shows later. Of a source that is
     /// polled or read: it gave something that can be used.
     Connected,
-    /// No stream any more, or the attempt to have one failed, or a poll or a file did not give what it should. The client tries again by itself, for ever; what was
-    /// received stays valid.
+    /// No stream any more, or the attempt to have one failed, or a poll or a file did not give what it should. The client
+    /// tries again by itself, for ever; what was received stays valid.
     Disconnected {
         /// For a person: what happened, with its causes.
         error: String,

@@ -46,6 +46,7 @@ mod event;
 mod file;
 mod grpc;
 mod options;
+mod rest;
 mod state;
 mod text;
 mod types;
@@ -57,6 +58,7 @@ pub use event::{Answer, Event, Kind, Resource, ResourceError, Response, Verdict,
 pub use file::FileOptions;
 pub use futures_util::future::BoxFuture;
 pub use options::{Backoff, Keepalive, Options};
+pub use rest::RestOptions;
 pub use tonic::Code;
 pub use types::{Method, Mode, Subscription, TypeUrl};
 pub use xds_protos::pb;

@@ -1,9 +1,9 @@
-//! The protocol's messages as texts: what files hold.
+//! The protocol's messages as texts: what files hold and REST services speak.
 
 use std::path::Path;
 
-use xds_protos::pb::envoy::service::discovery::v3::DiscoveryResponse;
-use xds_protos::{Descriptors, Format, ParseOptions};
+use xds_protos::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use xds_protos::{Descriptors, Format, ParseOptions, Style};
 
 /// What is wrong is listed up to this many times: the rest is likely of the same kind.
 const MAX_ERRORS: usize = 5;
@@ -13,6 +13,8 @@ const MAX_ERRORS: usize = 5;
 pub(crate) struct Encoding(Format);
 
 impl Encoding {
+    pub const JSON: Encoding = Encoding(Format::Json);
+
     /// By the ending of the name.
     pub fn of_file(path: &Path) -> Encoding {
         Encoding(Format::of_file(&path.to_string_lossy()))
@@ -43,4 +45,9 @@ pub(crate) fn response(bytes: &[u8], encoding: Encoding, strict: bool) -> Result
             Err(lines.join("; "))
         }
     }
+}
+
+/// Writes a request as JSON.
+pub(crate) fn request(request: &DiscoveryRequest) -> String {
+    Descriptors::shared().print(request, Style::default()).to_string()
 }
