@@ -323,7 +323,11 @@ impl Run {
             self.log.push(format!("drop {}", push.nonce));
             self.server.dirty[index].extend(push.resources.into_keys());
             self.server.needs_resume |= !push.removed.is_empty() || self.mode == Mode::Sotw;
-            self.machine.answer(outstanding, Verdict::Nack { detail: "dropped".into(), refused: Vec::new() });
+            self.machine.answer(
+                outstanding,
+                Verdict::Nack { detail: "dropped".into(), refused: Vec::new() },
+                Instant::now(),
+            );
             return;
         }
         let wanted = &self.wanted[index];
@@ -350,7 +354,7 @@ impl Run {
             Verdict::Nack { detail: "bad".into(), refused }
         };
         self.log.push(format!("answer {} {verdict:?}", push.nonce));
-        self.machine.answer(outstanding, verdict);
+        self.machine.answer(outstanding, verdict, Instant::now());
     }
 
     fn cut(&mut self) {

@@ -135,6 +135,20 @@ pub fn sotw_response(t: &TypeUrl, version: &str, nonce: &str, names: &[&str]) ->
     }
 }
 
+/// A resource in the wrapper that gives it a time to live in state of the world.
+pub fn wrapped(t: &TypeUrl, name: &str, ttl: Option<Duration>) -> Any {
+    let wrapper = discovery::Resource {
+        name: name.into(),
+        ttl: ttl.map(|ttl| xds_client::pb::google::protobuf::Duration {
+            seconds: ttl.as_secs().try_into().unwrap(),
+            nanos: ttl.subsec_nanos().try_into().unwrap(),
+        }),
+        resource: Some(body(t, name)),
+        ..Default::default()
+    };
+    Any { type_url: "type.googleapis.com/envoy.service.discovery.v3.Resource".into(), value: wrapper.encode_to_vec() }
+}
+
 /// The next event, which must be a response.
 pub async fn response(events: &mut Events) -> XdsResponse {
     match soon("a response", events.next()).await {
