@@ -268,9 +268,10 @@ impl Machine {
             self.deadlines.take(index, name);
         }
         for r in resources.into_iter().filter(|r| r.has_body) {
+            let wanted = t.wants(&r.name, &r.aliases);
             // Counted from now: while it was being applied, it could not expire.
-            let renewed = r.ttl.filter(|_| t.wants(&r.name, &r.aliases)).and_then(|ttl| now.checked_add(ttl));
-            match (is_taken(&r.name), renewed, r.suspended) {
+            let renewed = r.ttl.filter(|_| wanted).and_then(|ttl| now.checked_add(ttl));
+            match (is_taken(&r.name), renewed, r.suspended.filter(|_| wanted)) {
                 (true, Some(at), _) | (false, _, Some(at)) => self.deadlines.set(index, &r.name, at),
                 (true, None, _) => _ = self.deadlines.take(index, &r.name),
                 (false, _, None) => {}
