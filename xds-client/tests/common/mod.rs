@@ -43,6 +43,16 @@ impl<Req, Resp> Talk<Req, Resp> {
         soon("a request", self.requests.message()).await.expect("no error").expect("a request, not the end")
     }
 
+    /// The next request, or `None` when the stream ended in whichever way.
+    pub async fn next(&mut self) -> Option<Req> {
+        soon("a request or the end", self.requests.message()).await.unwrap_or(None)
+    }
+
+    /// As `send`; `false` if the stream is gone.
+    pub async fn offer(&self, response: Resp) -> bool {
+        soon("room for a response", self.responses.send(Ok(response))).await.is_ok()
+    }
+
     /// Waits until the client has left.
     pub async fn gone(mut self) {
         soon("the end of the stream", async { while let Ok(Some(_)) = self.requests.message().await {} }).await;
