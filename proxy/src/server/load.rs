@@ -61,10 +61,8 @@ pub fn load(options: &Options) -> Result<Loaded, String> {
         // protobuf merges a second message by decoding it after the first: scalars replaced, messages merged, lists joined
         bytes.extend(parse(text, "--config-yaml", Format::Yaml)?);
     }
-    let message = prost::Message::decode(bytes.as_slice())
-        .map_err(|e| format!("{source}: not a {BOOTSTRAP} message ({e}); expected YAML, JSON or binary protobuf"))?;
     let mut context = Context::default();
-    let mut model = config::bootstrap(message, &mut context).map_err(|e| format!("{source}: {e}"))?;
+    let mut model = config::bootstrap(&bytes, &mut context).map_err(|e| format!("{source}: {e}"))?;
     override_node(&mut model.node, options);
     Ok(Loaded {
         model,

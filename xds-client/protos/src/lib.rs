@@ -15,12 +15,13 @@ mod json;
 mod layout;
 mod node;
 mod print;
+mod rules;
 mod scalar;
 pub mod table;
 #[cfg(test)]
 mod tests;
 mod text;
-mod wire;
+pub mod wire;
 mod yaml;
 
 pub use convert::{duration, json_to_struct, json_to_value, struct_to_json, to_proto_duration, value_to_json};
@@ -32,4 +33,5 @@ pub use inspect::{Findings, MAX_FINDINGS};
 pub use json::load_json;
 pub use node::{Key, MAX_DEPTH, Node, Value};
 pub use print::{Style, to_pretty};
+pub use rules::{MAX_VIOLATIONS, Violation};
 pub use yaml::load_yaml;
