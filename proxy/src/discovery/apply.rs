@@ -7,6 +7,7 @@ use super::{Task, type_of};
 use crate::config::{self, ConfigError, Resource};
 use crate::http::RouteTable;
 use crate::slots::{Key, Kind, Want};
+use bytes::Bytes;
 use std::collections::HashSet;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -36,20 +37,21 @@ impl Task {
             let Some(body) = resource.body else { continue };
             let version = if resource.version.is_empty() { &version } else { &resource.version };
             let name = resource.name;
+            let bytes = Bytes::from(body.value);
             let outcome = if !seen.insert(name.clone()) {
                 Err(ConfigError::new("", format!("duplicate {} {name} found", short_name(&type_url))))
             } else if body.type_url != type_url.as_str() {
                 Err(ConfigError::new("", format!("resource is a {}, expected {type_url}", body.type_url)))
             } else {
-                self.take(stream, &type_url, &name, &body.value)
+                self.take(stream, &type_url, &name, &bytes)
             };
             let mut ledger = self.ledger.borrow_mut();
             match outcome {
-                Ok(()) => ledger.accepted(&type_url, &name, version, body.value),
+                Ok(()) => ledger.accepted(&type_url, &name, version, bytes),
                 Err(error) => {
                     let detail = error.to_string();
                     tracing::warn!("{} {name} rejected: {detail}", short_name(&type_url));
-                    ledger.rejected(&type_url, &name, version, &detail);
+                    ledger.rejected(&type_url, &name, version, bytes, &detail);
                     refused.push((name, detail));
                 }
             }
@@ -59,8 +61,8 @@ impl Task {
             // in a full answer, what is not there is gone; that holds for the two types that are asked for as a whole
             ResponseKind::Full if is_whole(&type_url) => {
                 let ledger = self.ledger.borrow();
-                let gone = ledger.of(&type_url).filter(|(name, record)| !record.is_static && !seen.contains(*name));
-                gone.map(|(name, _)| name.to_owned()).collect()
+                let gone = ledger.of(&type_url).filter(|(name, record)| !record.is_static && !seen.contains(&***name));
+                gone.map(|(name, _)| name.to_string()).collect()
             }
             ResponseKind::Full => Vec::new(),
         };
@@ -112,7 +114,12 @@ impl Task {
         let resource = config::decode(type_url.as_str(), bytes, &mut self.context);
         let notices = std::mem::take(&mut self.context.notices);
         let unknown = notices.unknown.into_iter().map(|path| format!("{path}: is an unknown field"));
-        for line in notices.warnings.into_iter().map(|(path, meaning)| format!("{path}: {meaning}")).chain(unknown) {
+        let lines: Vec<String> =
+            notices.warnings.into_iter().map(|(path, meaning)| format!("{path}: {meaning}")).chain(unknown).collect();
+        if resource.is_ok() {
+            self.ledger.borrow_mut().warned(type_url, name, &lines);
+        }
+        for line in lines {
             if self.warned.len() < MAX_WARNED && self.warned.insert(line.clone()) {
                 tracing::warn!("{} {name}: {line}", short_name(type_url));
             }
@@ -183,7 +190,7 @@ impl Task {
                 }
             }
         }
-        self.ledger.borrow_mut().forget(type_url, name);
+        self.ledger.borrow_mut().removed(type_url, name);
     }
 }
 
