@@ -23,6 +23,7 @@ use std::time::Duration;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PANIC_THRESHOLD: f64 = 50.0;
 const CLEANUP_INTERVAL: Duration = Duration::from_secs(5);
+const UPDATE_MERGE_WINDOW: Duration = Duration::from_secs(1);
 
 pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<ClusterConfig> {
     let hash = cluster_hash(&message);
@@ -127,7 +128,8 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
             "CLUSTER_PROVIDED is for clusters of type ORIGINAL_DST, and those take no other policy",
         ));
     }
-    let common_lb = cx.at("common_lb_config", |cx| common_lb(common_lb_config.unwrap_or_default(), cx))?;
+    let (panic_threshold, update_merge_window) =
+        cx.at("common_lb_config", |cx| common_lb(common_lb_config.unwrap_or_default(), cx))?;
 
     let use_downstream_protocol = cx
         .enumeration::<cluster::cluster::ClusterProtocolSelection>("protocol_selection", protocol_selection)?
@@ -155,7 +157,8 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
             .transpose()?
             .flatten(),
         tcp_keepalive: connection_options(upstream_connection_options.unwrap_or_default()),
-        panic_threshold: common_lb,
+        panic_threshold,
+        update_merge_window,
         close_connections_on_host_health_failure,
         metadata: Arc::new(metadata(cluster_metadata)),
         hash,
@@ -307,18 +310,19 @@ fn fixed_port(port: Option<google::UInt32Value>, cx: &Context) -> Result<Option<
     port.map(|port| cx.port("upstream_port_override", port.value)).transpose()
 }
 
-/// The panic threshold.
-fn common_lb(message: cluster::cluster::CommonLbConfig, cx: &mut Context) -> Result<f64> {
+/// The panic threshold and the merge window.
+fn common_lb(message: cluster::cluster::CommonLbConfig, cx: &mut Context) -> Result<(f64, Option<Duration>)> {
     let cluster::cluster::CommonLbConfig {
         healthy_panic_threshold,
-        update_merge_window: _,
+        update_merge_window,
         ignore_new_hosts_until_first_hc: _,
         close_connections_on_host_set_change: _,
         consistent_hashing_lb_config: _,
         override_host_status: _,
         locality_config_specifier: _,
     } = message;
-    Ok(percent(healthy_panic_threshold, "healthy_panic_threshold", cx)?.unwrap_or(PANIC_THRESHOLD))
+    let panic_threshold = percent(healthy_panic_threshold, "healthy_panic_threshold", cx)?.unwrap_or(PANIC_THRESHOLD);
+    Ok((panic_threshold, cx.timeout("update_merge_window", update_merge_window, Some(UPDATE_MERGE_WINDOW))?))
 }
 
 fn breakers(message: cluster::CircuitBreakers, cx: &mut Context) -> Result<[Thresholds; 2]> {

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, spawn_local};
 
 /// All listeners, on the control thread.
@@ -297,6 +297,20 @@ impl ListenerManager {
     pub fn warming(&self) -> Vec<Arc<str>> {
         let state = self.state.borrow();
         state.listeners.iter().filter(|(_, slot)| slot.warming.is_some()).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Returns once every worker has obeyed all orders given so far.
+    pub fn obeyed(&self) -> impl Future<Output = ()> + 'static {
+        let (reports, answers): (Vec<_>, Vec<_>) = self.workers.iter().map(|_| oneshot::channel()).unzip();
+        for (worker, report) in self.workers.iter().zip(reports) {
+            // a worker that is gone has nothing to obey
+            let _ = worker.send(Order(Command::Report(report)));
+        }
+        async move {
+            for answer in answers {
+                let _ = answer.await;
+            }
+        }
     }
 
     /// Returns once no listener is warming.
