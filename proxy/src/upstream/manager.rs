@@ -278,8 +278,8 @@ impl ClusterManager {
             .collect()
     }
 
-    /// Whether a cluster waits for something.
-    pub fn is_warming(&self) -> bool {
+    /// Whether any cluster waits for something.
+    pub fn any_warming(&self) -> bool {
         *self.warming.borrow() > 0
     }
 
@@ -310,6 +310,16 @@ impl ClusterManager {
                 cluster.update_stats().rare().update_failure.inc();
             }
         }
+    }
+
+    /// Whether a version of this cluster waits for something.
+    pub fn is_warming(&self, name: &str) -> bool {
+        self.state().clusters.get(name).is_some_and(|entry| entry.warming.is_some())
+    }
+
+    /// How many clusters are warming: a receiver that sees every later change.
+    pub fn watch_warming(&self) -> watch::Receiver<usize> {
+        self.warming.subscribe()
     }
 
     /// Returns once no cluster is warming.
