@@ -288,7 +288,7 @@ impl Task {
         let type_url = type_of(kind);
         let known = self.ledger.borrow().get(&type_url, &key.name).and_then(|r| r.running.clone());
         if let Some(running) = known
-            && let Err(error) = self.take(stream, &type_url, &key.name, &running.bytes, &running.version.into())
+            && let Err(error) = self.take(stream, &type_url, &key.name, &running.bytes, &running.version)
         {
             tracing::warn!("{} {}: {error}", short_name(&type_url), key.name);
         }
