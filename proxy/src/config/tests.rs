@@ -436,6 +436,66 @@ fn what_the_proxy_cannot_act_on_is_said() {
 }
 
 #[test]
+fn options_of_a_cluster_are_named_by_their_full_path() {
+    let options = |fields: &str| {
+        cluster_of(&format!(
+            "{{name: c, typed_extension_protocol_options: {{envoy.extensions.upstreams.http.v3.HttpProtocolOptions: \
+             {{'@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, {fields}}}}}}}"
+        ))
+    };
+    const AT: &str = "typed_extension_protocol_options[envoy.extensions.upstreams.http.v3.HttpProtocolOptions]";
+    let (converted, warnings) = options(
+        "auto_config: {http_protocol_options: {accept_http_10: true, send_fully_qualified_url: true}}, \
+         common_http_protocol_options: {max_response_headers_kb: 96}",
+    );
+    assert!(converted.is_ok());
+    let paths: Vec<&str> = warnings.iter().map(|(path, _)| path.strip_prefix(AT).unwrap()).collect();
+    assert_eq!(
+        paths,
+        [
+            ".auto_config.http_protocol_options.send_fully_qualified_url",
+            ".common_http_protocol_options.max_response_headers_kb",
+            ".auto_config.http_protocol_options.accept_http_10"
+        ]
+    );
+    assert_eq!(
+        options("explicit_http_config: {http2_protocol_options: {max_concurrent_streams: 0}}").0.unwrap_err().path,
+        format!("{AT}.explicit_http_config.http2_protocol_options.max_concurrent_streams")
+    );
+}
+
+#[test]
+fn guards_of_tls_are_refused_by_name() {
+    let refused = |fields: &str| {
+        cluster_of(&format!(
+            "{{name: c, transport_socket: {{name: tls, typed_config: {{'@type': \
+             type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, \
+             common_tls_context: {{{fields}}}}}}}}}"
+        ))
+        .0
+        .unwrap_err()
+        .to_string()
+    };
+    const AT: &str = "transport_socket.typed_config.common_tls_context";
+    assert_eq!(
+        refused("validation_context: {trusted_ca: {inline_string: x}, only_verify_leaf_cert_crl: true}"),
+        format!(
+            "{AT}.validation_context.only_verify_leaf_cert_crl: is not supported: revocation is checked for the whole chain"
+        )
+    );
+    assert_eq!(
+        refused("key_log: {path: /tmp/keys}"),
+        format!("{AT}.key_log: is not supported: session keys are never written to a file")
+    );
+    assert_eq!(
+        refused("validation_context_certificate_provider_instance: {instance_name: a}"),
+        format!(
+            "{AT}.validation_context_certificate_provider_instance: is not supported: there are no certificate providers"
+        )
+    );
+}
+
+#[test]
 fn tags_that_could_never_be_found_are_refused() {
     let refused = |tag: &str| {
         let text = format!("{{stats_config: {{stats_tags: [{tag}]}}}}");
