@@ -4,6 +4,7 @@
 //! two proxies, so that a drift of the machine's speed hits both; what is reported is the median and the ratio.
 
 mod case;
+mod config;
 mod load;
 mod origin;
 mod process;
@@ -28,6 +29,8 @@ enum Command {
     Compare(Compare),
     /// Compare what configuration pushes cost the two proxies
     Push(push::Options),
+    /// Measure what reading configuration costs, and validating beside Envoy
+    Config(config::Options),
     /// Only generate load: prints the result as JSON
     Load(load::Options),
     /// Only serve as an origin
@@ -94,6 +97,7 @@ fn run(options: Options) -> Result<bool, String> {
         }
         Command::Compare(options) => compare(&options),
         Command::Push(options) => push::run(&options),
+        Command::Config(options) => config::run(&options),
     }
 }
 

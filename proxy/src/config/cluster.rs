@@ -310,7 +310,7 @@ fn fixed_port(port: Option<google::UInt32Value>, cx: &Context) -> Result<Option<
     port.map(|port| cx.port("upstream_port_override", port.value)).transpose()
 }
 
-/// The panic threshold and the merge window; the rest of the message has no effect yet.
+/// The panic threshold and the merge window.
 fn common_lb(message: cluster::cluster::CommonLbConfig, cx: &mut Context) -> Result<(f64, Option<Duration>)> {
     let cluster::cluster::CommonLbConfig {
         healthy_panic_threshold,

@@ -9,6 +9,7 @@ use crate::config::{self, ConfigError, Resource};
 use crate::http::RouteTable;
 use crate::slots::{Key, Kind, Want};
 use crate::upstream::AssignmentFailure;
+use bytes::Bytes;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
@@ -36,8 +37,8 @@ impl Task {
             ResponseKind::Full if is_whole(&type_url) => {
                 let given: HashSet<&str> = resources.iter().map(|r| r.name.as_str()).collect();
                 let ledger = self.ledger.borrow();
-                let gone = ledger.of(&type_url).filter(|(name, record)| !record.is_static && !given.contains(name));
-                gone.map(|(name, _)| name.to_owned()).collect()
+                let gone = ledger.of(&type_url).filter(|(name, record)| !record.is_static && !given.contains(&***name));
+                gone.map(|(name, _)| name.to_string()).collect()
             }
             ResponseKind::Full => Vec::new(),
         };
@@ -76,7 +77,7 @@ impl Task {
     fn finish(&mut self, stream: &StreamId, type_url: &TypeUrl, received: Instant, verdict: Verdict) {
         match type_url {
             t if *t == TypeUrl::CLUSTER => {
-                let holds = self.listeners_started && *stream == StreamId::Ads && self.services.clusters.is_warming();
+                let holds = self.listeners_started && *stream == StreamId::Ads && self.services.clusters.any_warming();
                 let held = if holds {
                     Some(verdict)
                 } else {
@@ -140,26 +141,27 @@ impl Task {
             let own_version: Arc<str> =
                 if resource.version.is_empty() { version.clone() } else { resource.version.into() };
             let name = resource.name;
+            let bytes = Bytes::from(body.value);
             let outcome = if !seen.insert(name.clone()) {
                 Err(ConfigError::new("", format!("duplicate {} {name} found", short_name(type_url))))
             } else if body.type_url != type_url.as_str() {
                 Err(ConfigError::new("", format!("resource is a {}, expected {type_url}", body.type_url)))
-            } else if self.runs(type_url, &name, &body.value) {
+            } else if self.runs(type_url, &name, &bytes) {
                 self.refresh(stream, type_url, &name, &own_version);
                 Ok(Taken::Unchanged)
             } else {
-                self.take(stream, type_url, &name, &body.value, &own_version)
+                self.take(stream, type_url, &name, &bytes, &own_version)
             };
             self.note_resource(stream, type_url, &name, version, outcome.is_ok(), began);
             match outcome {
                 Ok(Taken::Held) => {
-                    self.ledger.borrow_mut().accepted(type_url, &name, &own_version, body.value);
+                    self.ledger.borrow_mut().accepted(type_url, &name, &own_version, bytes);
                 }
                 Ok(Taken::Unchanged | Taken::Unwanted) => {}
                 Err(error) => {
                     let detail = error.to_string();
                     tracing::warn!("{} {name} rejected: {detail}", short_name(type_url));
-                    self.ledger.borrow_mut().rejected(type_url, &name, &own_version, &detail);
+                    self.ledger.borrow_mut().rejected(type_url, &name, &own_version, bytes, &detail);
                     refused.push((name, detail));
                 }
             }
@@ -172,7 +174,7 @@ impl Task {
     fn runs(&self, type_url: &TypeUrl, name: &str, bytes: &[u8]) -> bool {
         let ledger = self.ledger.borrow();
         ledger.get(type_url, name).is_some_and(|record| {
-            !record.is_static && record.error.is_none() && record.running.as_ref().is_some_and(|r| r.bytes == bytes)
+            !record.is_static && record.refusal().is_none() && record.running.as_ref().is_some_and(|r| r.bytes == bytes)
         })
     }
 
@@ -238,7 +240,12 @@ impl Task {
         let resource = config::decode(type_url.as_str(), bytes, &mut self.context);
         let notices = std::mem::take(&mut self.context.notices);
         let unknown = notices.unknown.into_iter().map(|path| format!("{path}: is an unknown field"));
-        for line in notices.warnings.into_iter().map(|(path, meaning)| format!("{path}: {meaning}")).chain(unknown) {
+        let lines: Vec<String> =
+            notices.warnings.into_iter().map(|(path, meaning)| format!("{path}: {meaning}")).chain(unknown).collect();
+        if resource.is_ok() {
+            self.ledger.borrow_mut().warned(type_url, name, &lines);
+        }
+        for line in lines {
             if self.warned.len() < MAX_WARNED && self.warned.insert(line.clone()) {
                 tracing::warn!("{} {name}: {line}", short_name(type_url));
             }
@@ -323,6 +330,7 @@ impl Task {
         for key in &interest.keys {
             self.give_up(kind, key);
         }
+        self.ledger.borrow_mut().removed(type_url, name);
     }
 }
 

@@ -10,7 +10,7 @@ mod pending;
 mod stats;
 mod streams;
 
-pub use dump::{DumpQuery, StaticConfig, Warming};
+pub use dump::StaticConfig;
 pub use ledger::{Ledger, Record, State};
 
 use crate::config::Context;
@@ -19,6 +19,7 @@ use crate::listener::ListenerManager;
 use crate::services::Services;
 use crate::slots::{Key, Kind, Store, Want};
 use crate::upstream::AssignmentFailure;
+use ledger::{LedgerStats, Managers};
 use pending::Pending;
 use stats::{ControlPlaneStats, DiscoveryStats, SubscriptionStats};
 use std::cell::RefCell;
@@ -44,6 +45,7 @@ pub struct Parts {
 /// The rest of the server's view of the discovery task.
 pub struct Discovery {
     pub ledger: Rc<RefCell<Ledger>>,
+    ledger_stats: RefCell<LedgerStats>,
     start_listeners: watch::Sender<bool>,
     clusters_answered: watch::Receiver<bool>,
     listeners_answered: watch::Receiver<bool>,
@@ -52,7 +54,11 @@ pub struct Discovery {
 impl Discovery {
     /// Starts the task, and with it the streams; clusters are asked for at once if the bootstrap names a source.
     pub fn start(parts: Parts) -> Rc<Discovery> {
-        let ledger = Rc::new(RefCell::new(Ledger::default()));
+        let managers =
+            Rc::new(Managers { clusters: parts.services.clusters.clone(), listeners: parts.listeners.clone() });
+        let ledger = Rc::new(RefCell::new(Ledger::new(managers.clone())));
+        tokio::task::spawn_local(ledger::follow(Rc::downgrade(&ledger), managers));
+        let ledger_stats = RefCell::new(LedgerStats::new(&parts.services.registry));
         let (start_listeners, start_listeners_rx) = watch::channel(false);
         let (clusters_tx, clusters_answered) = watch::channel(parts.bootstrap.cds.is_none());
         let (listeners_tx, listeners_answered) = watch::channel(parts.bootstrap.lds.is_none());
@@ -82,7 +88,14 @@ impl Discovery {
             listeners_answered: listeners_tx,
         };
         tokio::task::spawn_local(task.run(parts.wants, events, late, start_listeners_rx));
-        Rc::new(Discovery { ledger, start_listeners, clusters_answered, listeners_answered })
+        Rc::new(Discovery { ledger, ledger_stats, start_listeners, clusters_answered, listeners_answered })
+    }
+
+    /// Brings the gauges of the ledger up to date; called before they are read.
+    pub fn refresh_stats(&self) {
+        let mut ledger = self.ledger.borrow_mut();
+        ledger.settle();
+        self.ledger_stats.borrow_mut().refresh(&ledger);
     }
 
     /// Returns once the first answer for clusters was applied, or waiting for it ended.
@@ -226,6 +239,7 @@ impl Task {
                 if self.is_waiting(kind, &key) {
                     tracing::warn!("gRPC config: initial fetch timed out for {kind:?} {}", key.name);
                     self.note_late(kind, &key);
+                    self.ledger.borrow_mut().timed_out(&type_of(kind), &key.name);
                     self.give_up(kind, &key);
                 }
             }
@@ -289,6 +303,7 @@ impl Task {
                 if !interest.keys.contains(&key) {
                     interest.keys.push(key.clone());
                 }
+                self.ledger.borrow_mut().requested(&type_url, &key.name);
                 if first {
                     interest.stats = subscription_stats(&self.services, kind, &key);
                     if let Some(stats) = &interest.stats

@@ -2,6 +2,7 @@
 
 use crate::cli::Options;
 use crate::config::{self, Context, model};
+use bytes::Bytes;
 use std::path::Path;
 use std::time::SystemTime;
 use xds_protos::{Descriptors, Format, LoadError, ParseOptions};
@@ -12,7 +13,7 @@ const BOOTSTRAP: &str = "envoy.config.bootstrap.v3.Bootstrap";
 pub struct Loaded {
     pub model: model::Bootstrap,
     /// The message, for /config_dump.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     /// Paths of unknown fields that were allowed.
     pub unknown_fields: Vec<String>,
     /// Deprecated fields in use: path and full name.
@@ -66,7 +67,7 @@ pub fn load(options: &Options) -> Result<Loaded, String> {
     override_node(&mut model.node, options);
     Ok(Loaded {
         model,
-        bytes,
+        bytes: bytes.into(),
         unknown_fields,
         deprecated_fields,
         warnings: context.notices.warnings,

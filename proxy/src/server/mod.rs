@@ -23,6 +23,7 @@ use crate::slots::{Kind, Store};
 use crate::stats::Registry;
 use crate::tls::{DownstreamContext, Secrets};
 use crate::upstream::ClusterManager;
+use bytes::Bytes;
 use load::Loaded;
 use std::path::Path;
 use std::process::ExitCode;
@@ -166,7 +167,7 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
         bootstrap: bootstrap.clone(),
         reject_unknown_fields: options.reject_unknown_dynamic_fields,
     });
-    record_static(&discovery, &loaded.bytes);
+    record_static(&discovery, &loaded.bytes, &loaded.warnings);
     if let Some(admin) = &bootstrap.admin {
         let source = admin_source::Source {
             options: options.clone(),
@@ -197,7 +198,12 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
         let _ = started.await;
         return Ok(ExitCode::SUCCESS);
     }
-    tokio::task::spawn_local(flush_stats(services.clone(), lifecycle.clone(), bootstrap.stats_flush_interval));
+    tokio::task::spawn_local(flush_stats(
+        services.clone(),
+        lifecycle.clone(),
+        discovery.clone(),
+        bootstrap.stats_flush_interval,
+    ));
     tokio::task::spawn_local(flush_logs(
         services.clone(),
         Duration::from_millis(options.file_flush_interval_msec.max(1)),
@@ -253,17 +259,28 @@ async fn start_up(
     memory::forget_start_up();
 }
 
-fn record_static(discovery: &Discovery, bytes: &[u8]) {
-    for (type_url, name, bytes) in crate::config::static_resources(bytes) {
-        discovery.ledger.borrow_mut().record_static(&TypeUrl::from_static(type_url), &name, bytes);
+fn record_static(discovery: &Discovery, bytes: &Bytes, warnings: &[(String, String)]) {
+    let mut ledger = discovery.ledger.borrow_mut();
+    for resource in crate::config::static_resources(bytes) {
+        let type_url = TypeUrl::from_static(resource.type_url);
+        ledger.record_static(&type_url, &resource.name, resource.bytes);
+        let of_it = warnings.iter().filter_map(|(path, meaning)| {
+            let below = path.strip_prefix(&resource.path)?.strip_prefix('.')?;
+            Some(format!("{below}: {meaning}"))
+        });
+        let of_it: Vec<String> = of_it.collect();
+        if !of_it.is_empty() {
+            ledger.warned(&type_url, &resource.name, &of_it);
+        }
     }
 }
 
-async fn flush_stats(services: Arc<Services>, lifecycle: Rc<Lifecycle>, interval: Duration) {
+async fn flush_stats(services: Arc<Services>, lifecycle: Rc<Lifecycle>, discovery: Rc<Discovery>, interval: Duration) {
     let mut tick = tokio::time::interval(interval);
     loop {
         tick.tick().await;
         lifecycle.refresh(&services.secrets);
+        discovery.refresh_stats();
         services.registry.flush();
     }
 }
