@@ -10,16 +10,17 @@ use crate::types::TypeUrl;
 /// Something that happened on the stream. See [`Events`](crate::Events).
 #[derive(Debug)]
 pub enum Event {
-    /// There is a connection and requests flow. Whether the server accepts the stream shows later.
+    /// There is a connection and requests flow. Whether the server accepts the stream shows later. Of a source that is
+    /// polled or read: it gave something that can be used.
     Connected,
-    /// No stream any more, or the attempt to have one failed. The client tries again by itself, for ever; what was
-    /// received stays valid.
+    /// No stream any more, or the attempt to have one failed, or a poll or a file did not give what it should. The client
+    /// tries again by itself, for ever; what was received stays valid.
     Disconnected {
         /// For a person: what happened, with its causes.
         error: String,
         /// The gRPC status; `None` if the failure was below gRPC, that is no connection came about.
         code: Option<tonic::Code>,
-        /// When the next attempt begins.
+        /// When the next attempt begins; `Duration::MAX` for a file, which is read again when it is replaced.
         retry_in: Duration,
     },
     /// The server sent resources.

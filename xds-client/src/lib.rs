@@ -41,17 +41,26 @@
 
 mod client;
 mod connect;
+mod directory;
 mod event;
+mod file;
+mod grpc;
 mod options;
+mod rest;
 mod state;
+mod target;
+mod text;
 mod types;
 mod wire;
 
 pub use client::{Client, Events};
 pub use connect::{BoxIo, Connect, Io, TcpConnector, UnixConnector};
 pub use event::{Answer, Event, Kind, Resource, ResourceError, Response, Verdict, VerdictSlot};
+pub use file::FileOptions;
 pub use futures_util::future::BoxFuture;
 pub use options::{Backoff, Keepalive, Options};
+pub use rest::RestOptions;
+pub use target::{Handshake, Target, TargetConnector, TargetError};
 pub use tonic::Code;
 pub use types::{Method, Mode, Subscription, TypeUrl};
 pub use xds_protos::pb;

@@ -131,8 +131,11 @@ impl Machine {
         }
     }
 
-    /// Adds to the subscription of a type. On a stream of another type nothing happens, and that type is returned.
-    pub(crate) fn subscribe(&mut self, type_url: &TypeUrl, subscription: Subscription) -> Result<(), TypeUrl> {
+    /// Adds to the subscription of a type, and says whether that changed anything.
+    ///
+    /// # Errors
+    /// On a stream of another type nothing happens, and that type is returned.
+    pub(crate) fn subscribe(&mut self, type_url: &TypeUrl, subscription: Subscription) -> Result<bool, TypeUrl> {
         if let Some(only) = self.only.as_ref().filter(|only| *only != type_url) {
             return Err(only.clone());
         }
@@ -147,15 +150,19 @@ impl Machine {
             Subscription::Wildcard => vec![WILDCARD.to_string()],
             Subscription::Names(names) => names,
         };
+        let mut more = false;
         if let Some(t) = self.types.get_mut(index) {
             for name in names {
-                if t.wanted.insert(name.clone()) && t.opened {
-                    t.added.insert(name);
+                if t.wanted.insert(name.clone()) {
+                    more = true;
+                    if t.opened {
+                        t.added.insert(name);
+                    }
                 }
             }
         }
         self.queue_subscription(index);
-        Ok(())
+        Ok(more)
     }
 
     /// Takes names (or `*`) from the subscription of a type and forgets what is held of them.

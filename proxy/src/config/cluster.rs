@@ -23,6 +23,7 @@ use std::time::Duration;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PANIC_THRESHOLD: f64 = 50.0;
 const CLEANUP_INTERVAL: Duration = Duration::from_secs(5);
+const UPDATE_MERGE_WINDOW: Duration = Duration::from_secs(1);
 
 pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<ClusterConfig> {
     let hash = cluster_hash(&message);
@@ -159,7 +160,8 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
             "CLUSTER_PROVIDED is for clusters of type ORIGINAL_DST, and those take no other policy",
         ));
     }
-    let common_lb = cx.at("common_lb_config", |cx| common_lb(common_lb_config.unwrap_or_default(), cx))?;
+    let (panic_threshold, update_merge_window) =
+        cx.at("common_lb_config", |cx| common_lb(common_lb_config.unwrap_or_default(), cx))?;
 
     let use_downstream_protocol = cx
         .enumeration::<cluster::cluster::ClusterProtocolSelection>("protocol_selection", protocol_selection)?
@@ -190,7 +192,8 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
             .transpose()?
             .flatten(),
         tcp_keepalive,
-        panic_threshold: common_lb,
+        panic_threshold,
+        update_merge_window,
         close_connections_on_host_health_failure,
         metadata: Arc::new(metadata(cluster_metadata, cx)),
         hash,
@@ -349,8 +352,8 @@ fn original_dst(message: cluster::cluster::OriginalDstLbConfig, cx: &mut Context
     upstream_port_override.map(|port| cx.port("upstream_port_override", port.value)).transpose()
 }
 
-/// The panic threshold; the rest of the message has no effect yet.
-fn common_lb(message: cluster::cluster::CommonLbConfig, cx: &mut Context) -> Result<f64> {
+/// The panic threshold and the merge window; the rest of the message has no effect yet.
+fn common_lb(message: cluster::cluster::CommonLbConfig, cx: &mut Context) -> Result<(f64, Option<Duration>)> {
     use cluster::cluster::common_lb_config::LocalityConfigSpecifier as Locality;
     let cluster::cluster::CommonLbConfig {
         healthy_panic_threshold,
@@ -361,7 +364,6 @@ fn common_lb(message: cluster::cluster::CommonLbConfig, cx: &mut Context) -> Res
         override_host_status,
         locality_config_specifier,
     } = message;
-    cx.no_effect("update_merge_window", &update_merge_window, "updates are applied at once");
     cx.no_effect(
         "ignore_new_hosts_until_first_hc",
         &ignore_new_hosts_until_first_hc,
@@ -381,7 +383,8 @@ fn common_lb(message: cluster::cluster::CommonLbConfig, cx: &mut Context) -> Res
             cx.warn("locality_weighted_lb_config", "the weights of localities are not used yet");
         }
     }
-    Ok(percent(healthy_panic_threshold, "healthy_panic_threshold", cx)?.unwrap_or(PANIC_THRESHOLD))
+    let panic_threshold = percent(healthy_panic_threshold, "healthy_panic_threshold", cx)?.unwrap_or(PANIC_THRESHOLD);
+    Ok((panic_threshold, cx.timeout("update_merge_window", update_merge_window, Some(UPDATE_MERGE_WINDOW))?))
 }
 
 fn breakers(message: cluster::CircuitBreakers, cx: &mut Context) -> Result<[Thresholds; 2]> {

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, spawn_local};
 
 /// All listeners, on the control thread.
@@ -323,18 +323,32 @@ impl ListenerManager {
     }
 
     /// Whether a version of this listener waits for something.
-    pub fn is_warming(&self, name: &str) -> bool {
+    pub fn warms(&self, name: &str) -> bool {
         self.state.borrow().listeners.get(name).is_some_and(|slot| slot.warming.is_some())
     }
 
     /// Whether a version of this listener that was removed or replaced drains.
-    pub fn is_draining(&self, name: &str) -> bool {
+    pub fn drains(&self, name: &str) -> bool {
         self.state.borrow().draining.contains_key(name)
     }
 
     /// How many listeners are warming: a receiver that sees every later change, and every end of a drain.
     pub fn watch_warming(&self) -> watch::Receiver<usize> {
         self.warming.subscribe()
+    }
+
+    /// Returns once every worker has obeyed all orders given so far.
+    pub fn obeyed(&self) -> impl Future<Output = ()> + 'static {
+        let (reports, answers): (Vec<_>, Vec<_>) = self.workers.iter().map(|_| oneshot::channel()).unzip();
+        for (worker, report) in self.workers.iter().zip(reports) {
+            // a worker that is gone has nothing to obey
+            let _ = worker.send(Order(Command::Report(report)));
+        }
+        async move {
+            for answer in answers {
+                let _ = answer.await;
+            }
+        }
     }
 
     /// Returns once no listener is warming.

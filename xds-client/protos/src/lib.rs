@@ -15,6 +15,7 @@ mod json;
 mod layout;
 mod node;
 mod print;
+mod rules;
 mod scalar;
 pub mod table;
 #[cfg(test)]
@@ -32,4 +33,5 @@ pub use inspect::{Findings, MAX_FINDINGS};
 pub use json::load_json;
 pub use node::{Key, MAX_DEPTH, Node, Value};
 pub use print::{Style, to_pretty};
+pub use rules::{MAX_VIOLATIONS, Violation};
 pub use yaml::load_yaml;

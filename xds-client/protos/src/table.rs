@@ -253,6 +253,11 @@ impl Field {
         (at != NO_ONEOF).then_some(usize::from(at))
     }
 
+    /// Place among the fields of its message as the .proto file has them.
+    pub fn declared_at(self) -> u8 {
+        self.parts()[3]
+    }
+
     /// `deprecated = true`.
     pub fn is_deprecated(self) -> bool {
         self.has(flag::DEPRECATED)

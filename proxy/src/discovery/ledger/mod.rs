@@ -177,14 +177,11 @@ impl Ledger {
         self.change(type_url, name, |_, record, _| record.warnings = set);
     }
 
-    /// Its source says that there is none of this name.
+    /// Its source says that there is none of this name. What runs stays in use: whatever refers to it still does.
     pub fn does_not_exist(&mut self, type_url: &TypeUrl, name: &str) {
         self.change(type_url, name, |_, record, _| {
             record.missing = true;
-            // a secret that its source no longer has stays in use: nothing better is known
-            if *type_url != TypeUrl::SECRET {
-                (record.running, record.since, record.rare) = (None, None, None);
-            }
+            record.rare = None;
         });
     }
 
@@ -193,12 +190,8 @@ impl Ledger {
         self.change(type_url, name, |_, record, _| record.timed_out = true);
     }
 
-    /// Its source no longer has it. While connections are let go it is listed as draining; what is still asked for by
-    /// name stays, as something that does not exist.
+    /// It was removed. While connections are let go it is listed as draining.
     pub fn removed(&mut self, type_url: &TypeUrl, name: &str) {
-        if self.get(type_url, name).is_some_and(|record| record.requested.is_some()) {
-            return self.does_not_exist(type_url, name);
-        }
         let mut drains = false;
         self.change(type_url, name, |_, record, (_, draining)| {
             let earlier = record.rare.take().and_then(|rare| rare.draining);
