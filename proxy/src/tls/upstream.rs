@@ -261,3 +261,46 @@ impl ResolvesClientCert for Shown {
         !self.0.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::model::{SdsSecret, StatsConfig, TlsVersion, UpstreamTlsConfig};
+    use crate::slots::{Kind, Store};
+    use crate::stats::Registry;
+
+    fn config(secret: &str, sni: &str) -> Arc<UpstreamTlsConfig> {
+        Arc::new(UpstreamTlsConfig {
+            common: CommonTls {
+                certificates: CertificateSource::Sds(SdsSecret { name: secret.into(), source: None }),
+                validation: ValidationSource::None,
+                alpn: Vec::new(),
+                min_version: TlsVersion::V1_2,
+                max_version: TlsVersion::V1_3,
+                cipher_suites: Vec::new(),
+                groups: Vec::new(),
+            },
+            sni: sni.into(),
+            auto_host_sni: false,
+            auto_sni_san_validation: false,
+            max_session_keys: 1,
+        })
+    }
+
+    #[test]
+    fn clusters_of_equal_settings_share_a_context() {
+        let (wants, _told) = tokio::sync::mpsc::unbounded_channel();
+        let secrets = Secrets::new(Store::new(Kind::Secret, wants));
+        let registry = Registry::new(StatsConfig::default());
+        let make = |name: &str, secret: &str| {
+            let scope = registry.scope(&format!("cluster.{name}."));
+            UpstreamContext::new(config(secret, &format!("{name}.test")), &secrets, &scope).unwrap()
+        };
+        let (a, b, other) = (make("a", "default"), make("b", "default"), make("c", "another"));
+        assert!(Arc::ptr_eq(&a.core, &b.core) && !Arc::ptr_eq(&a.core, &other.core));
+        let before = Arc::downgrade(&a.core);
+        drop((a, b));
+        assert!(before.upgrade().is_none(), "nobody holds it any more");
+        assert!(make("a", "default").awaited() == [Arc::from("default")]);
+    }
+}
