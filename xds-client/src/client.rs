@@ -5,7 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::Stream;
 use futures_util::task::AtomicWaker;
@@ -19,7 +19,8 @@ use crate::grpc;
 use crate::options::Options;
 use crate::rest::{self, RestOptions};
 use crate::state::Machine;
-use crate::types::{Method, Mode, Subscription, TypeUrl};
+use crate::stats::{NoStats, Stats};
+use crate::types::{Method, Mode, SubscribeError, Subscription, TypeUrl};
 use crate::wire::Incoming;
 
 /// Handle to a client: says what is wanted. Cheap to clone; when the last clone is dropped, the stream is closed.
@@ -82,7 +83,10 @@ pub(crate) struct Shared {
     pub drained: Notify,
     /// Wakes a source that is asked rather than told: more is wanted than at its last answer.
     pub wanted: Notify,
+    /// Wakes who waits for the next resource to expire: it is another one, or at another time.
+    deadlines: Notify,
     closed: Notify,
+    pub stats: Arc<dyn Stats>,
 }
 
 impl Shared {
@@ -97,33 +101,74 @@ impl Shared {
         self.work.wake();
     }
 
+    /// Something is done that may change when the next resource expires.
+    fn timed<T>(&self, act: impl FnOnce(&mut Machine) -> T) -> T {
+        let mut machine = self.machine();
+        let before = machine.next_expiry();
+        let done = act(&mut machine);
+        if machine.next_expiry() != before {
+            self.deadlines.notify_one();
+        }
+        done
+    }
+
     /// Makes the consumer's event of what arrived; `None` if it is refused here.
     pub fn received(self: &Arc<Self>, mut incoming: Incoming) -> Option<Event> {
-        let Some(outstanding) = self.machine().received(&mut incoming) else {
+        self.stats.response_received(&incoming.type_url, incoming.bytes);
+        let Some(outstanding) = self.timed(|machine| machine.received(&mut incoming)) else {
             self.work.wake();
             return None;
         };
         let shared = self.clone();
         let answer = Answer::new(move |verdict| {
-            shared.machine().answer(outstanding, verdict);
+            shared.timed(|machine| machine.answer(outstanding, verdict, Instant::now()));
             shared.work.wake();
         });
-        let Incoming { type_url, version, nonce, kind, resources, removed, errors, control_plane, bytes, received } =
-            incoming;
-        Some(Event::Response(Response {
-            type_url,
-            version,
-            nonce,
-            kind,
-            resources,
-            removed,
-            errors,
-            control_plane,
-            bytes,
-            received,
-            answer,
-        }))
+        Some(event(incoming, false, answer))
     }
+
+    /// Tells the consumer what has expired, for as long as somebody listens.
+    async fn expire(&self, events: &mpsc::Sender<Event>) {
+        loop {
+            let next = self.machine().next_expiry();
+            let due = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => {}
+                () = self.deadlines.notified() => continue,
+            }
+            // Taken out when there is room for the event and not before: what renews it may arrive meanwhile.
+            let Ok(room) = events.reserve().await else { return };
+            let expired = self.machine().expire(Instant::now());
+            if let Some(expired) = expired {
+                self.stats.expired(&expired.type_url, expired.removed.len());
+                room.send(event(expired, true, Answer::none()));
+            }
+        }
+    }
+}
+
+fn event(incoming: Incoming, expired: bool, answer: Answer) -> Event {
+    let Incoming { type_url, version, nonce, kind, resources, removed, errors, control_plane, bytes, received } =
+        incoming;
+    Event::Response(Response {
+        type_url,
+        version,
+        nonce,
+        kind,
+        resources,
+        removed,
+        expired,
+        errors,
+        control_plane,
+        bytes,
+        received,
+        answer,
+    })
 }
 
 /// Where events go, for sources that alternate between good and bad: `Connected` and `Disconnected` take turns.
@@ -166,7 +211,10 @@ impl Client {
             Method::Type(type_url) => Some(type_url.clone()),
         };
         let machine = Machine::new(options.mode, only, options.set_node_on_first_message_only);
-        Client::spawn(machine, options.event_queue, move |shared, events| grpc::run(options, connector, shared, events))
+        let stats = options.stats.clone();
+        Client::spawn(machine, stats, options.event_queue, move |shared, events| {
+            grpc::run(options, connector, shared, events)
+        })
     }
 
     /// Starts a client that reads its resources from a file, and again whenever the file is replaced. See
@@ -181,7 +229,8 @@ impl Client {
     /// Outside of a tokio runtime.
     pub fn watch_file(options: FileOptions) -> (Client, Events) {
         let machine = Machine::new(Mode::Sotw, Some(options.type_url.clone()), true);
-        Client::spawn(machine, options.event_queue, move |shared, events| file::run(options, shared, events))
+        let stats = Arc::new(NoStats);
+        Client::spawn(machine, stats, options.event_queue, move |shared, events| file::run(options, shared, events))
     }
 
     /// Starts a client that polls a REST service for one type. See [`RestOptions`].
@@ -195,11 +244,15 @@ impl Client {
     /// Outside of a tokio runtime.
     pub fn poll(options: RestOptions, connector: Arc<dyn Connect>) -> (Client, Events) {
         let machine = Machine::new(Mode::Sotw, Some(options.type_url.clone()), true);
-        Client::spawn(machine, options.event_queue, move |shared, events| rest::run(options, connector, shared, events))
+        let stats = Arc::new(NoStats);
+        Client::spawn(machine, stats, options.event_queue, move |shared, events| {
+            rest::run(options, connector, shared, events)
+        })
     }
 
     fn spawn<F>(
         machine: Machine,
+        stats: Arc<dyn Stats>,
         event_queue: usize,
         task: impl FnOnce(Arc<Shared>, mpsc::Sender<Event>) -> F,
     ) -> (Client, Events)
@@ -211,7 +264,9 @@ impl Client {
             work: AtomicWaker::new(),
             drained: Notify::new(),
             wanted: Notify::new(),
+            deadlines: Notify::new(),
             closed: Notify::new(),
+            stats,
         });
         let (events, queue) = mpsc::channel(event_queue.max(1));
         let task = task(shared.clone(), events.clone());
@@ -220,6 +275,7 @@ impl Client {
             tokio::select! {
                 () = ended.closed.notified() => {}
                 () = events.closed() => {}
+                () = ended.expire(&events) => {}
                 () = task => {}
             }
             ended.close();
@@ -227,28 +283,66 @@ impl Client {
         (Client { inner: Arc::new(Handle { shared }) }, Events { queue })
     }
 
-    /// Adds to what is wanted of a type. Names that are subscribed already change nothing; a name that is taken back and
-    /// subscribed again is sent anew by the server. On a stream of one type, other types are refused (and logged).
+    /// As [`Client::try_subscribe`], with what cannot be subscribed told to the log.
     pub fn subscribe(&self, type_url: &TypeUrl, names: Subscription) {
-        let shared = &self.inner.shared;
-        let subscribed = shared.machine().subscribe(type_url, names);
-        match subscribed {
-            Ok(more) => {
-                shared.work.wake();
-                if more {
-                    shared.wanted.notify_one();
-                }
-            }
-            Err(only) => tracing::error!("ignoring a subscription to {type_url}: this stream carries {only} only"),
+        if let Err(error) = self.try_subscribe(type_url, names) {
+            tracing::error!("{error}");
         }
+    }
+
+    /// Adds to what is wanted of a type. Names that are subscribed already change nothing; a name that is taken back and
+    /// subscribed again is sent anew by the server.
+    ///
+    /// # Errors
+    /// Nothing is subscribed: on a stream of one type, another type was given; or a name that is not supported.
+    pub fn try_subscribe(&self, type_url: &TypeUrl, names: Subscription) -> Result<(), SubscribeError> {
+        let shared = &self.inner.shared;
+        let more = shared.machine().subscribe(type_url, names)?;
+        shared.work.wake();
+        if more {
+            shared.wanted.notify_one();
+        }
+        Ok(())
     }
 
     /// Takes names back; `*` takes back the wildcard. Resources of these names that are under way still arrive.
     /// In state of the world, a wildcard cannot be taken back without ever having named a name: the protocol has no words
     /// for it.
     pub fn unsubscribe<S: AsRef<str>>(&self, type_url: &TypeUrl, names: &[S]) {
-        self.inner.shared.machine().unsubscribe(type_url, names);
+        self.inner.shared.timed(|machine| machine.unsubscribe(type_url, names));
         self.inner.shared.work.wake();
+    }
+
+    /// Holds back everything that would be said of a type on a stream, answers too, as long as the guard lives. Changes of
+    /// the subscription made meanwhile go out as one. Responses still arrive.
+    ///
+    /// ```no_run
+    /// # fn run(client: xds_client::Client, clusters: Vec<String>) {
+    /// use xds_client::{Subscription, TypeUrl};
+    /// let paused = client.pause(&TypeUrl::ENDPOINT);
+    /// for cluster in clusters {
+    ///     client.subscribe(&TypeUrl::ENDPOINT, Subscription::names([cluster]));
+    /// }
+    /// drop(paused);
+    /// # }
+    /// ```
+    #[must_use = "what is dropped at once holds back nothing"]
+    pub fn pause(&self, type_url: &TypeUrl) -> Paused {
+        self.inner.shared.machine().pause(type_url);
+        Paused { shared: self.inner.shared.clone(), type_url: type_url.clone() }
+    }
+}
+
+/// Holds back the requests of a type until it is dropped; see [`Client::pause`].
+pub struct Paused {
+    shared: Arc<Shared>,
+    type_url: TypeUrl,
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        self.shared.machine().resume(&self.type_url);
+        self.shared.work.wake();
     }
 }
 

@@ -61,8 +61,11 @@ pub struct Response {
     pub kind: Kind,
     /// New and changed resources.
     pub resources: Vec<Resource>,
-    /// Names of resources that are gone or do not exist (delta).
+    /// Names of resources that are gone (delta). One that never was there was asked for and does not exist.
     pub removed: Vec<String>,
+    /// The time to live of what is `removed` ran out. The server did not say that, and awaits no answer; in state of the
+    /// world, too, such a response is of [`Kind::Delta`].
+    pub expired: bool,
     /// Resources the server could not give, and why.
     pub errors: Vec<ResourceError>,
     /// `control_plane.identifier`, empty if the server gave none.
@@ -93,6 +96,7 @@ impl Response {
             bytes: resources.iter().filter_map(|r| r.body.as_ref()).map(|any| any.value.len()).sum(),
             resources,
             removed: Vec::new(),
+            expired: false,
             errors: Vec::new(),
             control_plane: String::new(),
             received: Instant::now(),
@@ -150,6 +154,11 @@ impl Answer {
         Answer(Some(Box::new(give)))
     }
 
+    /// Nobody waits for it.
+    pub(crate) fn none() -> Self {
+        Answer(None)
+    }
+
     /// See [`Response::ack`].
     pub fn ack(mut self) {
         self.give(Verdict::Ack);
@@ -190,10 +199,15 @@ pub struct Resource {
     pub aliases: Vec<String>,
     /// Its own version (delta), else empty: the response's version holds.
     pub version: String,
-    /// After this long without a new response or heartbeat it counts as removed.
+    /// After this long without a new response or heartbeat it counts as removed: the client then makes a response that
+    /// says so (see [`Response::expired`]).
     pub ttl: Option<Duration>,
-    /// The message; `None` is a heartbeat, which only renews the time to live.
+    /// The message. `None` is a heartbeat, or the news that there is no such resource: so a server answers who asked for
+    /// a virtual host by one of its `aliases`.
     pub body: Option<Any>,
+    /// The resource is alive and as it was: this only renews its time to live. In a response of [`Kind::Full`] it counts
+    /// as present.
+    pub heartbeat: bool,
 }
 
 /// A resource the server could not give.

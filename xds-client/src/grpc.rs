@@ -3,48 +3,85 @@
 
 use std::error::Error as _;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use futures_util::Stream;
 use http::Uri;
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
+use tokio::time::Sleep;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use crate::client::Shared;
 use crate::connect::Connect;
 use crate::event::Event;
+use crate::limit::TokenBucket;
 use crate::options::Options;
 use crate::state::Next;
 use crate::wire::{Request, XdsCodec};
 
-/// The requests of one stream, made when HTTP/2 can take them.
+/// The requests of one stream, made when HTTP/2 can take them and the rate limit lets them pass.
 struct Requests {
     shared: Arc<Shared>,
     stream: u64,
+    limit: Option<Arc<Mutex<TokenBucket>>>,
+    /// Until there is a token.
+    wait: Option<Pin<Box<Sleep>>>,
+}
+
+impl Requests {
+    /// Takes a token for a request, or waits for one.
+    fn poll_limit(&mut self, cx: &mut Context<'_>, waiting: usize) -> Poll<()> {
+        let Some(limit) = &self.limit else { return Poll::Ready(()) };
+        loop {
+            if let Some(wait) = &mut self.wait {
+                ready!(wait.as_mut().poll(cx));
+                self.wait = None;
+            }
+            let taken = limit.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
+            match taken {
+                Ok(()) => {
+                    self.shared.stats.pending_requests(waiting.saturating_sub(1));
+                    return Poll::Ready(());
+                }
+                Err(wait) => {
+                    self.shared.stats.rate_limited();
+                    self.shared.stats.pending_requests(waiting);
+                    self.wait = Some(Box::pin(tokio::time::sleep(wait)));
+                }
+            }
+        }
+    }
 }
 
 impl Stream for Requests {
     type Item = Request;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Request>> {
-        let mut machine = self.shared.machine();
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Request>> {
+        let shared = self.shared.clone();
+        let mut machine = shared.machine();
+        if !machine.is_live(self.stream) {
+            return Poll::Ready(None);
+        }
+        // Under the lock, so that work that comes in between is not missed; and only if this is the stream that lives, as
+        // one that is being torn down must not take the place of its successor.
+        shared.work.register(cx.waker());
+        let waiting = machine.waiting();
+        if waiting > 0 {
+            ready!(self.poll_limit(cx, waiting));
+        }
         let had_room = machine.has_room();
         let next = machine.next_request(self.stream);
         if !had_room && machine.has_room() {
-            self.shared.drained.notify_one();
+            shared.drained.notify_one();
         }
         match next {
             Next::Send(request) => Poll::Ready(Some(request)),
-            Next::Wait => {
-                // Under the lock, so that work that comes in between is not missed; and only if this is the stream that
-                // lives, as one that is being torn down must not take the place of its successor.
-                self.shared.work.register(cx.waker());
-                Poll::Pending
-            }
+            Next::Wait => Poll::Pending,
             Next::Ended => Poll::Ready(None),
         }
     }
@@ -74,13 +111,17 @@ pub(crate) async fn run(
     shared: Arc<Shared>,
     events: mpsc::Sender<Event>,
 ) {
-    let codec = XdsCodec { mode: options.mode, node: Arc::new(options.node.clone()) };
-    Driver { options, codec, connector, shared, events, failures: 0 }.run().await;
+    let node = Arc::new(options.announced_node());
+    let codec = XdsCodec { mode: options.mode, node, stats: options.stats.clone() };
+    let limit = options.rate_limit.map(|limit| Arc::new(Mutex::new(TokenBucket::new(limit, Instant::now()))));
+    Driver { options, codec, limit, connector, shared, events, failures: 0 }.run().await;
 }
 
 struct Driver {
     options: Options,
     codec: XdsCodec,
+    /// One for all streams: a server that cuts them must not be asked more for it.
+    limit: Option<Arc<Mutex<TokenBucket>>>,
     connector: Arc<dyn Connect>,
     shared: Arc<Shared>,
     events: mpsc::Sender<Event>,
@@ -96,6 +137,7 @@ impl Driver {
                 Err(failure) => failure,
             };
             self.shared.close();
+            self.shared.stats.disconnected();
             let retry_in = self.options.backoff.draw(self.failures);
             self.failures = self.failures.saturating_add(1);
             tracing::debug!("no discovery stream: {error}; next attempt in {retry_in:?}");
@@ -117,10 +159,11 @@ impl Driver {
         grpc.ready().await.map_err(|e| Failure { error: with_causes(&e), code: None })?;
 
         let stream = self.shared.machine().open();
+        self.shared.stats.connected();
         if self.events.send(Event::Connected).await.is_err() {
             return Ok(());
         }
-        let requests = Requests { shared: self.shared.clone(), stream };
+        let requests = Requests { shared: self.shared.clone(), stream, limit: self.limit.clone(), wait: None };
         let path = PathAndQuery::from_static(path);
         // The answer's headers may come with the first response only, and requests flow meanwhile.
         let opened = grpc.streaming(tonic::Request::new(requests), path, self.codec.clone()).await?;

@@ -259,3 +259,22 @@ impl Subscription {
         Subscription::Names(names.into_iter().map(Into::into).collect())
     }
 }
+
+/// A subscription that cannot be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubscribeError {
+    /// The stream is for one type, and this is another.
+    #[error("{wanted} cannot be subscribed: this stream carries {only} only")]
+    OtherType {
+        /// What was to be subscribed.
+        wanted: TypeUrl,
+        /// What the stream carries.
+        only: TypeUrl,
+    },
+    /// A name of the `xdstp:` scheme, or a collection of them.
+    #[error("{name:?} cannot be subscribed: names and collections of the xdstp scheme are not supported")]
+    Xdstp {
+        /// The name.
+        name: String,
+    },
+}

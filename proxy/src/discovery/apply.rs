@@ -77,7 +77,7 @@ impl Task {
     fn finish(&mut self, stream: &StreamId, type_url: &TypeUrl, received: Instant, verdict: Verdict) {
         match type_url {
             t if *t == TypeUrl::CLUSTER => {
-                let holds = self.listeners_started && *stream == StreamId::Ads && self.services.clusters.is_warming();
+                let holds = self.listeners_started && *stream == StreamId::Ads && self.services.clusters.any_warming();
                 let held = if holds {
                     Some(verdict)
                 } else {
@@ -152,7 +152,7 @@ impl Task {
             } else {
                 self.take(stream, type_url, &name, &bytes, &own_version)
             };
-            self.note_resource(stream, type_url, &name, version, outcome.is_ok(), began);
+            self.note_resource(stream, type_url, &name, version, outcome.as_ref().ok(), began);
             match outcome {
                 Ok(Taken::Held) => {
                     let mut ledger = self.ledger.borrow_mut();
@@ -190,25 +190,28 @@ impl Task {
         }
     }
 
-    /// Counts what became of a resource with its own subscription.
+    /// Counts what became of a resource with its own subscription; `None`: it was refused.
     fn note_resource(
         &self,
         stream: &StreamId,
         type_url: &TypeUrl,
         name: &str,
         version: &str,
-        good: bool,
+        good: Option<&Taken>,
         began: Instant,
     ) {
         match kind_of(type_url) {
-            Some(Kind::Assignment) if !good => {
+            Some(Kind::Assignment) if good.is_none() => {
                 self.services.clusters.assignment_failed(name, AssignmentFailure::Rejected)
             }
             Some(Kind::Assignment) | None => {}
             Some(kind) => {
                 let wanted = (stream.clone(), kind, Arc::from(name));
                 if let Some(stats) = self.wanted.get(&wanted).and_then(|interest| interest.stats.as_deref()) {
-                    stats.applied(version, good, began.elapsed());
+                    stats.applied(version, good.is_some(), began.elapsed());
+                    if matches!(good, Some(Taken::Held)) {
+                        stats.reloaded();
+                    }
                 }
             }
         }

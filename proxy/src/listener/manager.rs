@@ -322,19 +322,11 @@ impl ListenerManager {
         state.listeners.iter().filter(|(_, slot)| slot.warming.is_some()).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Whether a version of this listener waits for something.
-    pub fn warms(&self, name: &str) -> bool {
-        self.state.borrow().listeners.get(name).is_some_and(|slot| slot.warming.is_some())
-    }
-
-    /// Whether a version of this listener that was removed or replaced drains.
-    pub fn drains(&self, name: &str) -> bool {
-        self.state.borrow().draining.contains_key(name)
-    }
-
-    /// How many listeners are warming: a receiver that sees every later change, and every end of a drain.
-    pub fn watch_warming(&self) -> watch::Receiver<usize> {
-        self.warming.subscribe()
+    /// Every warming listener and what it waits for.
+    pub fn awaited(&self) -> Vec<(Arc<str>, Vec<String>)> {
+        let state = self.state.borrow();
+        let warming = state.listeners.iter().filter_map(|(name, slot)| Some((name, slot.warming.as_ref()?)));
+        warming.map(|(name, warming)| (name.clone(), warming.listener.awaited())).collect()
     }
 
     /// Returns once every worker has obeyed all orders given so far.
@@ -349,6 +341,21 @@ impl ListenerManager {
                 let _ = answer.await;
             }
         }
+    }
+
+    /// Whether a version of this listener waits for something.
+    pub fn is_warming(&self, name: &str) -> bool {
+        self.state.borrow().listeners.get(name).is_some_and(|slot| slot.warming.is_some())
+    }
+
+    /// Whether a version of this listener that was removed or replaced drains.
+    pub fn is_draining(&self, name: &str) -> bool {
+        self.state.borrow().draining.contains_key(name)
+    }
+
+    /// How many listeners are warming: a receiver that sees every later change, and every end of a drain.
+    pub fn watch_warming(&self) -> watch::Receiver<usize> {
+        self.warming.subscribe()
     }
 
     /// Returns once no listener is warming.

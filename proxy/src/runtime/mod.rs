@@ -88,8 +88,8 @@ pub struct Snapshot {
 impl Runtime {
     /// Loads the layers, the files of disk layers among them.
     pub fn new(layers: Vec<Layer>) -> Runtime {
-        let mut state = State::default();
-        state.layers = layers.into_iter().map(|layer| (layer, Values::new())).collect();
+        let layers = layers.into_iter().map(|layer| (layer, Values::new())).collect();
+        let mut state = State { layers, ..State::default() };
         for at in 0..state.layers.len() {
             state.load(at);
         }

@@ -15,6 +15,8 @@ mod json;
 mod layout;
 mod node;
 mod print;
+#[cfg(test)]
+mod quirks;
 mod rules;
 mod scalar;
 pub mod table;

@@ -39,11 +39,11 @@ fn heap_str(at: u32) -> &'static str {
 }
 
 /// Finds `wanted` among `count` names in sorted order.
-fn search(count: u32, wanted: &str, name: impl Fn(u32) -> &'static str) -> Option<u32> {
+fn search(count: u32, wanted: &str, name: impl Fn(u32) -> &'static [u8]) -> Option<u32> {
     let (mut low, mut high) = (0, count);
     while low < high {
         let middle = low + (high - low) / 2;
-        match name(middle).cmp(wanted) {
+        match name(middle).cmp(wanted.as_bytes()) {
             std::cmp::Ordering::Less => low = middle + 1,
             std::cmp::Ordering::Greater => high = middle,
             std::cmp::Ordering::Equal => return Some(middle),
@@ -67,6 +67,8 @@ pub enum Special {
     Duration,
     /// `google.protobuf.Timestamp`
     Timestamp,
+    /// `google.protobuf.FieldMask`
+    FieldMask,
     /// `google.protobuf.Struct`
     Struct,
     /// `google.protobuf.Value`
@@ -83,7 +85,7 @@ impl Message {
     /// The message of that full name (`envoy.config.cluster.v3.Cluster`).
     pub fn find(full_name: &str) -> Option<Message> {
         let count = word((header::MESSAGES + 1) * 4);
-        search(count, full_name, |at| Message(at).name()).map(Message)
+        search(count, full_name, |at| heap_bytes(Message(at).get(0))).map(Message)
     }
 
     /// All messages, by full name.
@@ -110,7 +112,7 @@ impl Message {
     pub fn field_by_name(self, name: &str) -> Option<Field> {
         let first = self.get(3);
         let record = |at: u32, part: usize| field_of(header::NAMES, first + at, NAME_WORDS, part);
-        let at = search(self.get(4), name, |at| heap_str(record(at, 0)))?;
+        let at = search(self.get(4), name, |at| heap_bytes(record(at, 0)))?;
         Some(Field(self.get(1) + record(at, 1)))
     }
 
@@ -150,17 +152,19 @@ impl Message {
 
     /// How JSON treats this type.
     pub fn special(self) -> Special {
-        let Some(short) = self.name().strip_prefix("google.protobuf.") else { return Special::None };
+        // Bytes, because every step of a walk asks, and a name need not be checked for UTF-8 then.
+        let Some(short) = heap_bytes(self.get(0)).strip_prefix(b"google.protobuf.") else { return Special::None };
         match short {
-            "Any" => Special::Any,
-            "Duration" => Special::Duration,
-            "Timestamp" => Special::Timestamp,
-            "Struct" => Special::Struct,
-            "Value" => Special::Value,
-            "ListValue" => Special::ListValue,
-            "Empty" => Special::Empty,
-            "DoubleValue" | "FloatValue" | "Int64Value" | "UInt64Value" | "Int32Value" | "UInt32Value"
-            | "BoolValue" | "StringValue" | "BytesValue" => Special::Wrapper,
+            b"Any" => Special::Any,
+            b"Duration" => Special::Duration,
+            b"Timestamp" => Special::Timestamp,
+            b"FieldMask" => Special::FieldMask,
+            b"Struct" => Special::Struct,
+            b"Value" => Special::Value,
+            b"ListValue" => Special::ListValue,
+            b"Empty" => Special::Empty,
+            b"DoubleValue" | b"FloatValue" | b"Int64Value" | b"UInt64Value" | b"Int32Value" | b"UInt32Value"
+            | b"BoolValue" | b"StringValue" | b"BytesValue" => Special::Wrapper,
             _ => Special::None,
         }
     }

@@ -4,11 +4,12 @@
 //! without effect) or `reject` (refused, with the reason). One walk over the wire bytes says all that the table has to
 //! say; conversion adds only what depends on values. Tests hold the table against the descriptors and the conversion.
 
+#[cfg(test)]
+mod support;
 mod table;
 #[cfg(test)]
 mod tests;
 mod walk;
 
 pub use table::{Answer, MessageAnswers, table};
-pub use walk::Deprecated;
-pub(super) use walk::walk;
+pub use walk::{Deprecated, Findings, walk};

@@ -9,7 +9,26 @@ use std::sync::OnceLock;
 use xds_protos::table::{Field, FieldType, Message, Special, kind};
 
 /// The files, in the order of the support page: subject and text.
-pub(super) const SUBJECTS: &[(&str, &str)] = &[("xDS", include_str!("xds.txt"))];
+pub(super) const SUBJECTS: &[(&str, &str)] = &[
+    ("Bootstrap", include_str!("bootstrap.txt")),
+    ("Listeners", include_str!("listener.txt")),
+    ("Listener filters, UDP and QUIC", include_str!("listener_filters.txt")),
+    ("Network filters", include_str!("network_filters.txt")),
+    ("The HTTP connection manager", include_str!("hcm.txt")),
+    ("HTTP filters", include_str!("http_filters.txt")),
+    ("Routes", include_str!("route.txt")),
+    ("Retries", include_str!("retry.txt")),
+    ("Matchers, fractions and headers", include_str!("matcher.txt")),
+    ("Clusters", include_str!("cluster.txt")),
+    ("Endpoints", include_str!("endpoint.txt")),
+    ("Load balancing", include_str!("load_balancing.txt")),
+    ("HTTP towards endpoints, and its codecs", include_str!("upstream_http.txt")),
+    ("TLS and transport sockets", include_str!("tls.txt")),
+    ("Secrets", include_str!("secret.txt")),
+    ("Access logs", include_str!("access_log.txt")),
+    ("Addresses, sources and other common parts", include_str!("core.txt")),
+    ("xDS", include_str!("xds.txt")),
+];
 
 /// What becomes of a field, or of an extension as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use xds_protos::{Descriptors, MAX_DEPTH, MAX_FINDINGS, ParseOptions, TypedStruct
 
 /// What was found; at most [`MAX_FINDINGS`] of each.
 #[derive(Debug, Default)]
-pub(in crate::config) struct Findings {
+pub struct Findings {
     /// Paths of fields that the descriptor does not have; the last name is `#` and the number.
     pub unknown: Vec<String>,
     /// Fields that have no effect: path and what that means.
@@ -33,7 +33,7 @@ pub struct Deprecated {
 }
 
 /// Walks a message. Bytes that are none are walked as far as they go: decoding says what is wrong with them.
-pub(in crate::config) fn walk(full_name: &str, bytes: &[u8]) -> Findings {
+pub fn walk(full_name: &str, bytes: &[u8]) -> Findings {
     let mut findings = Findings::default();
     match table().place(full_name) {
         Some(place) => {

@@ -3,6 +3,7 @@
 //! Nothing is allocated while nothing is wrong: where it stands is a chain of frames on the stack, from which paths,
 //! indexes and Envoy's names are made once there is something to say.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 
 use crate::node::MAX_DEPTH;
@@ -324,31 +325,30 @@ impl Walk {
     }
 
     fn unique(&mut self, frame: &Frame<'_>) -> Option<()> {
-        let mut met = std::collections::HashSet::new();
+        let (mut numbers, mut texts) = (HashSet::new(), HashSet::new());
+        let mut is_new = |raw| match raw {
+            Raw::Varint(value) | Raw::Fixed64(value) => numbers.insert(value),
+            Raw::Fixed32(value) => numbers.insert(value.into()),
+            Raw::Bytes(bytes) => texts.insert(bytes),
+        };
+        let twice = || Some("repeated value must contain unique items".to_owned());
         let (mut fields, mut nth) = (Fields::of(frame.scope.pieces), 0);
         while let Some((number, raw)) = fields.next()? {
             nth += 1;
             if number != frame.rule.number || !frame.rule.fits(raw) {
                 continue;
             }
-            let mut judge = |raw: Raw<'_>, packed: usize, met: &mut std::collections::HashSet<Vec<u8>>| {
-                let bits = match raw {
-                    Raw::Bytes(bytes) => bytes.to_vec(),
-                    Raw::Varint(value) | Raw::Fixed64(value) => value.to_le_bytes().to_vec(),
-                    Raw::Fixed32(value) => value.to_le_bytes().to_vec(),
-                };
-                let twice = (!met.insert(bits)).then(|| "repeated value must contain unique items".to_owned());
-                self.report(&Frame { nth: nth - 1, packed, ..*frame }, Part::Element, twice);
-            };
             if frame.rule.is_packed(raw) {
                 let mut elements = Packed { kind: frame.rule.kind, bytes: raw_bytes(raw) };
                 let mut packed = 0;
                 while let Some(raw) = elements.next()? {
-                    judge(raw, packed, &mut met);
+                    if !is_new(raw) {
+                        self.report(&Frame { nth: nth - 1, packed, ..*frame }, Part::Element, twice());
+                    }
                     packed += 1;
                 }
-            } else {
-                judge(raw, 0, &mut met);
+            } else if !is_new(raw) {
+                self.report(&Frame { nth: nth - 1, packed: 0, ..*frame }, Part::Element, twice());
             }
         }
         Some(())
