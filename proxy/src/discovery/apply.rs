@@ -77,7 +77,7 @@ impl Task {
     fn finish(&mut self, stream: &StreamId, type_url: &TypeUrl, received: Instant, verdict: Verdict) {
         match type_url {
             t if *t == TypeUrl::CLUSTER => {
-                let holds = self.listeners_started && *stream == StreamId::Ads && self.services.clusters.is_warming();
+                let holds = self.listeners_started && *stream == StreamId::Ads && self.services.clusters.any_warming();
                 let held = if holds {
                     Some(verdict)
                 } else {
@@ -155,7 +155,9 @@ impl Task {
             self.note_resource(stream, type_url, &name, version, outcome.as_ref().ok(), began);
             match outcome {
                 Ok(Taken::Held) => {
-                    self.ledger.borrow_mut().accepted(type_url, &name, &own_version, bytes);
+                    let mut ledger = self.ledger.borrow_mut();
+                    ledger.accepted(type_url, &name, &own_version, bytes);
+                    ledger.warned(type_url, &name, &self.noticed);
                 }
                 Ok(Taken::Unchanged | Taken::Unwanted) => {}
                 Err(error) => {
@@ -174,7 +176,7 @@ impl Task {
     fn runs(&self, type_url: &TypeUrl, name: &str, bytes: &[u8]) -> bool {
         let ledger = self.ledger.borrow();
         ledger.get(type_url, name).is_some_and(|record| {
-            !record.is_static && record.refusal().is_none() && record.running.as_ref().is_some_and(|r| r.bytes == bytes)
+            !record.is_static && record.is_good() && record.held().is_some_and(|held| held.bytes == bytes)
         })
     }
 
@@ -330,10 +332,10 @@ impl Task {
                 tracing::error!("{what} {name} was removed by {stream} and is still in use: the last one stays");
             }
         }
+        self.ledger.borrow_mut().does_not_exist(type_url, name);
         for key in &interest.keys {
             self.give_up(kind, key);
         }
-        self.ledger.borrow_mut().removed(type_url, name);
     }
 }
 

@@ -10,7 +10,7 @@ mod pending;
 mod stats;
 mod streams;
 
-pub use dump::StaticConfig;
+pub use dump::{Parts as DumpParts, StaticConfig};
 pub use ledger::{Ledger, Record, State};
 
 use crate::config::Context;

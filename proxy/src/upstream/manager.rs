@@ -279,7 +279,7 @@ impl ClusterManager {
     }
 
     /// Whether any cluster waits for something.
-    pub fn is_warming(&self) -> bool {
+    pub fn any_warming(&self) -> bool {
         *self.warming.borrow() > 0
     }
 
