@@ -42,7 +42,7 @@ mod upstream_http;
 mod tests;
 
 pub use context::Context;
-pub use error::{ConfigError, Notices};
+pub use error::{ConfigError, Notices, ProblemKind, each_of};
 pub use static_resources::static_resources;
 
 use model::{ClusterConfig, ListenerConfig, LoadAssignment, RouteConfig, SecretConfig};
@@ -117,7 +117,7 @@ pub fn decode(type_url: &str, bytes: &[u8], cx: &mut Context) -> Result<Resource
 /// Converts the bootstrap, and leaves its runtime values in the context.
 ///
 /// # Errors
-/// The first field that is refused.
+/// Every problem that was found.
 pub fn bootstrap(message: pb::bootstrap::Bootstrap, cx: &mut Context) -> Result<model::Bootstrap, ConfigError> {
     let converted = bootstrap::bootstrap(message, cx);
     cx.finish(converted)
@@ -126,7 +126,7 @@ pub fn bootstrap(message: pb::bootstrap::Bootstrap, cx: &mut Context) -> Result<
 /// Converts a cluster.
 ///
 /// # Errors
-/// The first field that is refused.
+/// Every problem that was found.
 pub fn cluster(message: pb::cluster::Cluster, cx: &mut Context) -> Result<ClusterConfig, ConfigError> {
     let converted = cluster::cluster(message, cx);
     cx.finish(converted)
@@ -135,7 +135,7 @@ pub fn cluster(message: pb::cluster::Cluster, cx: &mut Context) -> Result<Cluste
 /// Converts a listener.
 ///
 /// # Errors
-/// The first field that is refused.
+/// Every problem that was found.
 pub fn listener(message: pb::listener::Listener, cx: &mut Context) -> Result<ListenerConfig, ConfigError> {
     let converted = listener::listener(message, cx);
     cx.finish(converted)
@@ -144,7 +144,7 @@ pub fn listener(message: pb::listener::Listener, cx: &mut Context) -> Result<Lis
 /// Converts a route configuration that comes by RDS: unknown clusters are allowed unless it says otherwise.
 ///
 /// # Errors
-/// The first field that is refused.
+/// Every problem that was found.
 pub fn route(message: pb::route::RouteConfiguration, cx: &mut Context) -> Result<RouteConfig, ConfigError> {
     let converted = route::route_configuration(message, false, cx);
     cx.finish(converted)
@@ -153,7 +153,7 @@ pub fn route(message: pb::route::RouteConfiguration, cx: &mut Context) -> Result
 /// Converts the endpoints of a cluster.
 ///
 /// # Errors
-/// The first field that is refused.
+/// Every problem that was found.
 pub fn assignment(
     message: pb::endpoint::ClusterLoadAssignment,
     cx: &mut Context,
@@ -165,7 +165,7 @@ pub fn assignment(
 /// Converts a secret.
 ///
 /// # Errors
-/// The first field that is refused.
+/// Every problem that was found.
 pub fn secret(message: pb::tls::Secret, cx: &mut Context) -> Result<SecretConfig, ConfigError> {
     let converted = secret::secret(message, cx);
     cx.finish(converted)

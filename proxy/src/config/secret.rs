@@ -220,8 +220,9 @@ mod tests {
     fn what_guards_security_and_is_not_checked_is_refused() {
         let mut cx = Context::default();
         let message = tls::CertificateValidationContext { only_verify_leaf_cert_crl: true, ..Default::default() };
+        let converted = validation_context(message, &mut cx);
         assert_eq!(
-            validation_context(message, &mut cx).unwrap_err().to_string(),
+            cx.finish(converted).unwrap_err().to_string(),
             "only_verify_leaf_cert_crl: is not supported: revocation is checked for the whole chain"
         );
     }
