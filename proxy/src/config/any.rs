@@ -5,9 +5,6 @@ use super::pb::{core, google};
 use prost::{Message, Name};
 use xds_protos::{Descriptors, ParseOptions, TypedStruct};
 
-/// What it means that a field is not in the API that this build knows.
-pub(super) const UNKNOWN_FIELD: &str = "is an unknown field";
-
 /// The part of a `TypedStruct` that names what it holds.
 #[derive(Clone, PartialEq, Message)]
 struct TypedStructHead {
@@ -44,16 +41,11 @@ pub(super) fn unpack<M: Message + Default + Name>(any: google::Any, cx: &mut Con
     decode(any.value.as_slice(), cx)
 }
 
-fn open(any: google::Any, cx: &mut Context) -> Result<google::Any> {
+fn open(any: google::Any, cx: &Context) -> Result<google::Any> {
     let options = ParseOptions { allow_unknown_fields: true, file: None };
     match Descriptors::shared().typed_struct(&any, options) {
         Ok(None) => Ok(any),
-        Ok(Some((inner, parsed))) => {
-            for field in parsed.unknown_fields {
-                cx.warn(&format!("value.{}", field.path), UNKNOWN_FIELD);
-            }
-            Ok(inner)
-        }
+        Ok(Some((inner, _))) => Ok(inner),
         Err(errors) => Err(match errors.into_iter().next() {
             Some(error) => cx.error_at(
                 &format!("value.{}", error.path),
@@ -67,6 +59,11 @@ fn open(any: google::Any, cx: &mut Context) -> Result<google::Any> {
 /// Reads the bytes of a message.
 pub(super) fn decode<M: Message + Default + Name>(bytes: &[u8], cx: &Context) -> Result<M> {
     M::decode(bytes).map_err(|e| cx.error(format!("found bytes that do not decode as {}: {e}", M::full_name())))
+}
+
+/// Reads the bytes of an `Any`.
+pub(super) fn decode_any(bytes: &[u8]) -> std::result::Result<google::Any, prost::DecodeError> {
+    google::Any::decode(bytes)
 }
 
 /// Refuses an `Any` that should be there and is not; otherwise hands on what it holds.

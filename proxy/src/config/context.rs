@@ -1,6 +1,7 @@
 //! What goes along with a conversion: where in the message it is, what it noticed, and what the process knows that
 //! messages refer to (files, runtime values). Knows no particular message.
 
+use super::answers::{Answer, table};
 use super::pb::google;
 use super::{ConfigError, Notices, ProblemKind};
 use std::cell::RefCell;
@@ -94,6 +95,19 @@ impl Context {
         }
     }
 
+    /// What came of a conversion that has no problem at all; otherwise they are recorded.
+    pub(super) fn whole<T>(&mut self, convert: impl FnOnce(&mut Context) -> Result<T>) -> Option<T> {
+        let before = self.problems.get_mut().len();
+        match convert(self) {
+            Ok(value) if self.problems.get_mut().len() == before && before < MAX_PROBLEMS => Some(value),
+            Ok(_) => None,
+            Err(error) => {
+                self.record_all([error]);
+                None
+            }
+        }
+    }
+
     /// An error about the message that is being converted.
     pub(super) fn error(&self, message: impl Into<String>) -> ConfigError {
         ConfigError::new(self.path.clone(), message)
@@ -155,6 +169,24 @@ impl Context {
     /// [`refuse`](Self::refuse) for wrapped booleans, where `false` is as good as absent.
     pub(super) fn refuse_flag(&self, field: &str, value: &Option<google::BoolValue>, why: &str) -> Result<()> {
         self.refuse(field, &value.is_some_and(|v| v.value), why)
+    }
+
+    /// What the table of answers says of an extension: `true`, convert it; `false`, leave it out (a notice says so).
+    /// `name` is what the configuration calls it.
+    #[allow(dead_code)]
+    pub(super) fn extension(&mut self, name: &str, type_name: &str) -> Result<bool> {
+        match table().find(type_name).map(|known| known.whole) {
+            Some(Answer::Act { .. }) => Ok(true),
+            Some(Answer::Warn { meaning, .. }) => {
+                self.warn("", format!("{name} ({type_name}) does not exist here: {meaning}"));
+                Ok(false)
+            }
+            Some(Answer::Reject { reason, .. }) => {
+                Err(self.error(format!("{name} ({type_name}) is not supported: {reason}")))
+            }
+            None => Err(self
+                .error(format!("Didn't find a registered implementation for '{name}' with type URL: '{type_name}'"))),
+        }
     }
 
     /// A field that must be there.

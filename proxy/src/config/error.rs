@@ -1,5 +1,6 @@
 //! What conversion says of a configuration: errors that refuse it, and notices of fields that have no effect.
 
+use super::answers::Deprecated;
 use std::fmt;
 
 /// Problems that the text of an error lists; further ones are only counted, so that a NACK stays readable.
@@ -121,10 +122,27 @@ pub fn each_of<T, U>(
     ConfigError::all(problems).map_or(Ok(made), Err)
 }
 
-/// Fields that were set and have no effect here: (path, what that means). Collected while a resource is converted.
+/// Two outcomes as one.
+///
+/// # Errors
+/// The problems of both.
+pub fn both<A, B>(a: Result<A, ConfigError>, b: Result<B, ConfigError>) -> Result<(A, B), ConfigError> {
+    match (a, b) {
+        (Ok(a), Ok(b)) => Ok((a, b)),
+        (Err(a), Err(b)) => Err(ConfigError::all([a, b.clone()]).unwrap_or(b)),
+        (Err(error), Ok(_)) | (Ok(_), Err(error)) => Err(error),
+    }
+}
+
+/// What a person should hear of a resource that is not refused. Collected while it is converted.
 #[derive(Debug, Default)]
 pub struct Notices {
+    /// Fields that were set and have no effect here: path, and what that means.
     pub warnings: Vec<(String, String)>,
+    /// Paths of fields that the API does not have.
+    pub unknown: Vec<String>,
+    /// Deprecated fields in use.
+    pub deprecated: Vec<Deprecated>,
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 // Control planes still send deprecated fields, so conversion reads them.
 #![allow(deprecated)]
 
+pub mod answers;
 mod context;
 mod error;
 pub mod model;
@@ -42,13 +43,12 @@ mod upstream_http;
 mod tests;
 
 pub use context::Context;
-pub use error::{ConfigError, Notices, ProblemKind, each_of};
-pub use static_resources::static_resources;
+pub use error::{ConfigError, Notices, ProblemKind, both, each_of};
+pub use static_resources::{StaticResources, resources_of, static_resources};
 
 use model::{ClusterConfig, ListenerConfig, LoadAssignment, RouteConfig, SecretConfig};
 use prost::Name;
 use std::sync::Arc;
-use xds_protos::Descriptors;
 
 /// Type URLs of the resources that [`decode`] reads.
 pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
@@ -85,12 +85,7 @@ impl Resource {
 /// # Errors
 /// Bytes that are no such message, a type that is not supported, and all that the conversion of the type refuses.
 pub fn decode(type_url: &str, bytes: &[u8], cx: &mut Context) -> Result<Resource, ConfigError> {
-    // Messages drop what they do not know; a person should hear of it.
-    if let Some(findings) = Descriptors::shared().inspect(any::type_name(type_url), bytes) {
-        for field in findings.unknown_fields {
-            cx.warn(&field.path, any::UNKNOWN_FIELD);
-        }
-    }
+    examine(any::type_name(type_url), bytes, cx)?;
     match type_url {
         CLUSTER => cluster(any::decode(bytes, cx)?, cx).map(|c| Resource::Cluster(Arc::new(c))),
         LISTENER => {
@@ -118,9 +113,52 @@ pub fn decode(type_url: &str, bytes: &[u8], cx: &mut Context) -> Result<Resource
 ///
 /// # Errors
 /// Every problem that was found.
-pub fn bootstrap(message: pb::bootstrap::Bootstrap, cx: &mut Context) -> Result<model::Bootstrap, ConfigError> {
-    let converted = bootstrap::bootstrap(message, cx);
-    cx.finish(converted)
+pub fn bootstrap(bytes: &[u8], cx: &mut Context) -> Result<model::Bootstrap, ConfigError> {
+    let Checked { bootstrap, problems, .. } = check_bootstrap(bytes, cx);
+    match (bootstrap, problems) {
+        (Some(bootstrap), None) => Ok(bootstrap),
+        (_, Some(problems)) => Err(problems),
+        (None, None) => Err(ConfigError::new("", "cannot be converted")),
+    }
+}
+
+/// A bootstrap, as far as it could be converted.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// Its static resources are those without problems; `None` when nothing but them could be converted.
+    pub bootstrap: Option<model::Bootstrap>,
+    /// The static resources without problems.
+    pub resources: StaticResources,
+    pub problems: Option<ConfigError>,
+}
+
+/// Converts the bootstrap as far as that is possible, each static resource by itself, and leaves its runtime values in
+/// the context.
+pub fn check_bootstrap(bytes: &[u8], cx: &mut Context) -> Checked {
+    let mut resources = StaticResources::default();
+    let converted = any::decode(bytes, cx).and_then(|message| {
+        examine(&pb::bootstrap::Bootstrap::full_name(), bytes, cx)?;
+        bootstrap::bootstrap(message, &mut resources, cx)
+    });
+    let (bootstrap, last) = match converted {
+        Ok(bootstrap) => (Some(bootstrap), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    Checked { bootstrap, resources, problems: cx.finish(last).err() }
+}
+
+/// What the table of answers says of a message: notices and refusals, into the context.
+fn examine(full_name: &str, bytes: &[u8], cx: &mut Context) -> Result<(), ConfigError> {
+    let found = answers::walk(full_name, bytes);
+    for (path, meaning) in found.warned {
+        cx.warn(&path, meaning);
+    }
+    cx.notices.unknown.extend(found.unknown);
+    cx.notices.deprecated.extend(found.deprecated);
+    cx.record_all(found.rejected.into_iter().map(|(path, reason)| {
+        ConfigError::new(path, format!("is not supported: {reason}")).of_kind(ProblemKind::Unsupported)
+    }));
+    Ok(())
 }
 
 /// Converts a cluster.

@@ -110,8 +110,9 @@ impl Task {
             ));
         }
         let resource = config::decode(type_url.as_str(), bytes, &mut self.context);
-        for (path, meaning) in std::mem::take(&mut self.context.notices.warnings) {
-            let line = format!("{path}: {meaning}");
+        let notices = std::mem::take(&mut self.context.notices);
+        let unknown = notices.unknown.into_iter().map(|path| format!("{path}: is an unknown field"));
+        for line in notices.warnings.into_iter().map(|(path, meaning)| format!("{path}: {meaning}")).chain(unknown) {
             if self.warned.len() < MAX_WARNED && self.warned.insert(line.clone()) {
                 tracing::warn!("{} {name}: {line}", short_name(type_url));
             }

@@ -20,7 +20,7 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 mod text;
-mod wire;
+pub mod wire;
 mod yaml;
 
 pub use convert::{duration, json_to_struct, json_to_value, struct_to_json, to_proto_duration, value_to_json};

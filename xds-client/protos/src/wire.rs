@@ -35,10 +35,14 @@ pub(crate) fn put_nested(out: &mut Vec<u8>, number: u32, write: impl FnOnce(&mut
 
 /// A field as it stands on the wire.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Raw<'a> {
+pub enum Raw<'a> {
+    /// Integers, booleans and enums.
     Varint(u64),
+    /// `fixed64`, `sfixed64` and `double`.
     Fixed64(u64),
+    /// Strings, bytes, messages and packed lists.
     Bytes(&'a [u8]),
+    /// `fixed32`, `sfixed32` and `float`.
     Fixed32(u32),
 }
 
@@ -68,8 +72,9 @@ pub(crate) fn take_fixed64(bytes: &mut &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(*value))
 }
 
-/// Takes the next field off the front; `None` at the end and where the bytes are no message.
-pub(crate) fn take_field<'a>(bytes: &mut &'a [u8]) -> Option<(u32, Raw<'a>)> {
+/// Takes the next field off the front: its number and value; `None` at the end and where the bytes are no message.
+#[inline]
+pub fn take_field<'a>(bytes: &mut &'a [u8]) -> Option<(u32, Raw<'a>)> {
     let tag = take_varint(bytes)?;
     let raw = match tag & 7 {
         0 => Raw::Varint(take_varint(bytes)?),
