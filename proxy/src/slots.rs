@@ -39,7 +39,7 @@ pub enum Progress {
     Waiting,
     /// Has held a value since `generation` updates.
     Filled(u64),
-    /// The wait ended without a value: the resource does not exist or its initial fetch timed out.
+    /// The wait ended without a value: the resource does not exist, or its initial fetch timed out.
     Missing,
 }
 
@@ -47,7 +47,11 @@ pub enum Progress {
 pub struct Slot<T> {
     pub key: Key,
     kind: Kind,
+    /// Where the subscription's stats stand, as the first asker said.
+    stats_prefix: Box<str>,
     current: ArcSwapOption<T>,
+    /// Of what it holds.
+    version: Mutex<Arc<str>>,
     progress: watch::Sender<Progress>,
     wants: mpsc::UnboundedSender<Want>,
 }
@@ -60,6 +64,16 @@ impl<T> Slot<T> {
     /// As `load`, without touching the reference count.
     pub fn borrow(&self) -> arc_swap::Guard<Option<Arc<T>>> {
         self.current.load()
+    }
+
+    /// Ends with its dot, or is empty.
+    pub fn stats_prefix(&self) -> &str {
+        &self.stats_prefix
+    }
+
+    /// The version of what it holds, for people; empty where none was given. Not for the path of a request.
+    pub fn version(&self) -> Arc<str> {
+        self.version.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn progress(&self) -> Progress {
@@ -83,14 +97,13 @@ impl<T> Slot<T> {
         self.progress.subscribe()
     }
 
-    fn fill(&self, value: Option<Arc<T>>) {
-        let filled = value.is_some();
-        self.current.store(value);
+    fn fill(&self, value: Arc<T>, version: Arc<str>) {
+        *self.version.lock().unwrap_or_else(PoisonError::into_inner) = version;
+        self.current.store(Some(value));
         self.progress.send_modify(|p| {
-            *p = match (*p, filled) {
-                (Progress::Filled(n), true) => Progress::Filled(n + 1),
-                (_, true) => Progress::Filled(1),
-                (_, false) => Progress::Missing,
+            *p = match *p {
+                Progress::Filled(n) => Progress::Filled(n + 1),
+                Progress::Waiting | Progress::Missing => Progress::Filled(1),
             }
         });
     }
@@ -127,6 +140,11 @@ impl<T> Store<T> {
 
     /// The slot of this name and source; made, and subscribed to, when it is the first time.
     pub fn slot(&self, key: Key) -> Arc<Slot<T>> {
+        self.slot_counted(key, "")
+    }
+
+    /// As `slot`; the stats of the subscription stand under this prefix if the slot is new.
+    pub fn slot_counted(&self, key: Key, stats_prefix: &str) -> Arc<Slot<T>> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slot) = slots.get(&key).and_then(Weak::upgrade) {
             return slot;
@@ -134,7 +152,9 @@ impl<T> Store<T> {
         let slot = Arc::new(Slot {
             key: key.clone(),
             kind: self.kind,
+            stats_prefix: stats_prefix.into(),
             current: ArcSwapOption::empty(),
+            version: Mutex::default(),
             progress: watch::Sender::new(Progress::Waiting),
             wants: self.wants.clone(),
         });
@@ -154,13 +174,20 @@ impl<T> Store<T> {
 
     /// Fills the slot, if somebody holds it; says whether somebody does.
     pub fn fill(&self, key: &Key, value: Arc<T>) -> bool {
-        self.get(key).map(|slot| slot.fill(Some(value))).is_some()
+        self.fill_version(key, value, Arc::default())
     }
 
-    /// Empties the slot: the resource was removed by its source.
-    pub fn clear(&self, key: &Key) {
-        if let Some(slot) = self.get(key) {
-            slot.fill(None);
+    /// As `fill`, with the version of what it is filled with.
+    pub fn fill_version(&self, key: &Key, value: Arc<T>, version: Arc<str>) -> bool {
+        self.get(key).map(|slot| slot.fill(value, version)).is_some()
+    }
+
+    /// What the slot holds was given again, as this version.
+    pub fn refresh(&self, key: &Key, version: Arc<str>) {
+        if let Some(slot) = self.get(key)
+            && let Some(value) = slot.load()
+        {
+            slot.fill(value, version);
         }
     }
 

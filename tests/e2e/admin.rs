@@ -1,7 +1,9 @@
 //! The admin page, as operators and agents use it.
 
+use outrigger_tests::config::{self, Bootstrap};
+use outrigger_tests::control_plane::{CDS, ControlPlane};
 use outrigger_tests::origin::Origin;
-use outrigger_tests::proxy::Proxy;
+use outrigger_tests::proxy::{Options, Proxy};
 use serde_json::Value;
 use tokio::net::TcpStream;
 
@@ -265,4 +267,52 @@ async fn what_is_not_there_or_not_allowed() {
     {
         assert!(help.contains(&format!("  {path}")), "{path} is missing");
     }
+}
+
+/// The lines of `/ledger` that start with these words.
+async fn ledger(proxy: &Proxy, query: &str, words: &[&str]) -> Vec<String> {
+    let text = proxy.admin(&format!("/ledger{query}")).await.unwrap().text();
+    let starts = |line: &&str| line.split_whitespace().zip(words).filter(|(a, b)| a == *b).count() == words.len();
+    text.lines().filter(starts).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn the_ledger_says_what_became_of_every_resource() {
+    let origin = Origin::start("v1").unwrap();
+    let control_plane = ControlPlane::tcp().unwrap();
+    control_plane.batch(|batch| {
+        batch.set("good", &config::eds_cluster("good"));
+        batch.set("good", &config::endpoints("good", &[origin.address()]));
+        batch.set("cold", &config::eds_cluster("cold"));
+    });
+    let bootstrap = Bootstrap { node_id: "n", ads: Some(control_plane.address()), ..Bootstrap::default() };
+    let proxy = Proxy::launch(&bootstrap.yaml(), Options::default()).await.unwrap();
+    eventually("the first clusters", || async { !ledger(&proxy, "", &["cds", "cold", "warming"]).await.is_empty() })
+        .await;
+    eventually("a cluster with endpoints", || async {
+        ledger(&proxy, "?type=cds&state=running&name_regex=go.d", &["cds", "good", "running"]).await.len() == 1
+    })
+    .await;
+    assert_eq!(ledger(&proxy, "", &["eds", "cold", "requested", "-"]).await.len(), 1);
+    assert_eq!(ledger(&proxy, "", &["eds", "good", "running"]).await.len(), 1);
+    // a version that is refused stands beside the one that runs
+    let mut bad = config::eds_cluster("good");
+    bad.connect_timeout = Some(xds_protos::pb::google::protobuf::Duration { seconds: -1, nanos: 0 });
+    control_plane.set("good", &bad);
+    eventually("a refusal", || async { ledger(&proxy, "", &["cds", "good", "rejected"]).await.len() == 1 }).await;
+    let page = json(&proxy, "/ledger?format=json&state=rejected").await;
+    let row = &page["resources"][0];
+    assert_eq!((&row["type"], &row["name"]), (&"cds".into(), &"good".into()));
+    assert!(row["version_running"] != row["version_offered"], "{row}");
+    assert!(row["error"]["details"].as_str().unwrap().contains("connect_timeout"), "{row}");
+    let stats = proxy.admin("/stats?filter=outrigger.ledger.cds").await.unwrap().text();
+    for line in
+        ["outrigger.ledger.cds.rejected: 1", "outrigger.ledger.cds.warming: 1", "outrigger.ledger.cds.running: 1"]
+    {
+        assert!(stats.lines().any(|l| l == line), "no {line} in\n{stats}");
+    }
+    let refused = proxy.admin("/ledger?state=lost").await.unwrap();
+    assert_eq!((refused.status.as_u16(), refused.text().starts_with("state is 'lost'")), (400, true));
+    control_plane.remove(CDS, "cold");
+    eventually("a removal", || async { ledger(&proxy, "", &["cds", "cold"]).await.is_empty() }).await;
 }

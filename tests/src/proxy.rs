@@ -67,9 +67,14 @@ fn profile_dir() -> Result<PathBuf, String> {
     Ok(dir.to_owned())
 }
 
-fn build() -> Result<PathBuf, String> {
+/// The target folder this program was built into.
+pub(crate) fn target_dir() -> Result<PathBuf, String> {
     let dir = profile_dir()?;
-    let target = dir.parent().ok_or_else(|| format!("{} has no parent", dir.display()))?;
+    dir.parent().map(Path::to_owned).ok_or_else(|| format!("{} has no parent", dir.display()))
+}
+
+fn build() -> Result<PathBuf, String> {
+    let (dir, target) = (profile_dir()?, target_dir()?);
     let profile = match dir.file_name().and_then(|name| name.to_str()) {
         // Cargo's folder for the profile `dev` is `debug`.
         Some("debug") => "dev",
@@ -79,7 +84,7 @@ fn build() -> Result<PathBuf, String> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--quiet", "-p", "outrigger", "--bin", "outrigger", "--profile", profile]);
     cargo.arg("--manifest-path").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"));
-    cargo.arg("--target-dir").arg(target);
+    cargo.arg("--target-dir").arg(&target);
     let status = cargo.status().map_err(|e| format!("cannot run cargo: {e}"))?;
     let binary = dir.join("outrigger");
     match status.success() && binary.is_file() {

@@ -1,26 +1,27 @@
-//! The IO side: one task that keeps a gRPC stream open, and the handles by which a consumer speaks to it.
-//! What is said and when is decided in `state`; here are connections, retries and back-pressure.
+//! The handles by which a consumer speaks to its control plane, and what they share with the task behind them: a gRPC
+//! stream (`grpc`), a polled REST service (`rest`) or a watched file (`file`). What is said and when is decided in `state`.
 
-use std::error::Error as _;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use futures_util::Stream;
 use futures_util::task::AtomicWaker;
-use http::Uri;
-use http::uri::PathAndQuery;
-use hyper_util::rt::TokioIo;
 use tokio::sync::{Notify, mpsc};
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::Code;
 
 use crate::connect::Connect;
 use crate::event::{Answer, Event, Response};
+use crate::file::{self, FileOptions};
+use crate::grpc;
 use crate::options::Options;
-use crate::state::{Machine, Next};
-use crate::types::{Method, Subscription, TypeUrl};
-use crate::wire::{Incoming, Request, XdsCodec};
+use crate::rest::{self, RestOptions};
+use crate::state::Machine;
+use crate::stats::{NoStats, Stats};
+use crate::types::{Method, Mode, SubscribeError, Subscription, TypeUrl};
+use crate::wire::Incoming;
 
 /// Handle to a client: says what is wanted. Cheap to clone; when the last clone is dropped, the stream is closed.
 ///
@@ -73,25 +74,129 @@ impl Drop for Handle {
     }
 }
 
-struct Shared {
+/// What the handles, the task and the answers in the consumer's hands have in common.
+pub(crate) struct Shared {
     machine: Mutex<Machine>,
     /// Wakes the request stream.
-    work: AtomicWaker,
+    pub work: AtomicWaker,
     /// Wakes the reader, when requests had piled up.
-    drained: Notify,
+    pub drained: Notify,
+    /// Wakes a source that is asked rather than told: more is wanted than at its last answer.
+    pub wanted: Notify,
+    /// Wakes who waits for the next resource to expire: it is another one, or at another time.
+    deadlines: Notify,
     closed: Notify,
+    pub stats: Arc<dyn Stats>,
 }
 
 impl Shared {
-    fn machine(&self) -> MutexGuard<'_, Machine> {
+    pub fn machine(&self) -> MutexGuard<'_, Machine> {
         // The machine has no state in which a panic could leave it that would be worse than going on.
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn close(&self) {
+    pub fn close(&self) {
         self.machine().close();
         // The request stream, if it still lives, ends.
         self.work.wake();
+    }
+
+    /// Something is done that may change when the next resource expires.
+    fn timed<T>(&self, act: impl FnOnce(&mut Machine) -> T) -> T {
+        let mut machine = self.machine();
+        let before = machine.next_expiry();
+        let done = act(&mut machine);
+        if machine.next_expiry() != before {
+            self.deadlines.notify_one();
+        }
+        done
+    }
+
+    /// Makes the consumer's event of what arrived; `None` if it is refused here.
+    pub fn received(self: &Arc<Self>, mut incoming: Incoming) -> Option<Event> {
+        self.stats.response_received(&incoming.type_url, incoming.bytes);
+        let Some(outstanding) = self.timed(|machine| machine.received(&mut incoming)) else {
+            self.work.wake();
+            return None;
+        };
+        let shared = self.clone();
+        let answer = Answer::new(move |verdict| {
+            shared.timed(|machine| machine.answer(outstanding, verdict, Instant::now()));
+            shared.work.wake();
+        });
+        Some(event(incoming, false, answer))
+    }
+
+    /// Tells the consumer what has expired, for as long as somebody listens.
+    async fn expire(&self, events: &mpsc::Sender<Event>) {
+        loop {
+            let next = self.machine().next_expiry();
+            let due = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => {}
+                () = self.deadlines.notified() => continue,
+            }
+            // Taken out when there is room for the event and not before: what renews it may arrive meanwhile.
+            let Ok(room) = events.reserve().await else { return };
+            let expired = self.machine().expire(Instant::now());
+            if let Some(expired) = expired {
+                self.stats.expired(&expired.type_url, expired.removed.len());
+                room.send(event(expired, true, Answer::none()));
+            }
+        }
+    }
+}
+
+fn event(incoming: Incoming, expired: bool, answer: Answer) -> Event {
+    let Incoming { type_url, version, nonce, kind, resources, removed, errors, control_plane, bytes, received } =
+        incoming;
+    Event::Response(Response {
+        type_url,
+        version,
+        nonce,
+        kind,
+        resources,
+        removed,
+        expired,
+        errors,
+        control_plane,
+        bytes,
+        received,
+        answer,
+    })
+}
+
+/// Where events go, for sources that alternate between good and bad: `Connected` and `Disconnected` take turns.
+pub(crate) struct Reporter {
+    pub events: mpsc::Sender<Event>,
+    connected: bool,
+}
+
+/// Nobody listens any more.
+pub(crate) struct Gone;
+
+impl Reporter {
+    pub fn new(events: mpsc::Sender<Event>) -> Self {
+        Reporter { events, connected: false }
+    }
+
+    /// The source answered.
+    pub async fn good(&mut self) -> Result<(), Gone> {
+        if std::mem::replace(&mut self.connected, true) {
+            return Ok(());
+        }
+        self.events.send(Event::Connected).await.map_err(|_| Gone)
+    }
+
+    /// The source could not be asked, or what it gave cannot be used. What was received before stays valid.
+    pub async fn bad(&mut self, error: String, code: Option<Code>, retry_in: Duration) -> Result<(), Gone> {
+        self.connected = false;
+        self.events.send(Event::Disconnected { error, code, retry_in }).await.map_err(|_| Gone)
     }
 }
 
@@ -105,49 +210,139 @@ impl Client {
             Method::Aggregated => None,
             Method::Type(type_url) => Some(type_url.clone()),
         };
+        let machine = Machine::new(options.mode, only, options.set_node_on_first_message_only);
+        let stats = options.stats.clone();
+        Client::spawn(machine, stats, options.event_queue, move |shared, events| {
+            grpc::run(options, connector, shared, events)
+        })
+    }
+
+    /// Starts a client that reads its resources from a file, and again whenever the file is replaced. See
+    /// [`FileOptions`].
+    ///
+    /// It speaks as a state-of-the-world server of one type would: nothing is handed over before something is
+    /// subscribed; then comes everything that the file holds, whatever the names, as [`Kind::Full`](crate::Kind), and
+    /// again when more is subscribed. A file that cannot be used is told as [`Event::Disconnected`], with
+    /// `Duration::MAX` as the time of the next attempt: that is when the file is replaced. Acknowledgements lead nowhere.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn watch_file(options: FileOptions) -> (Client, Events) {
+        let machine = Machine::new(Mode::Sotw, Some(options.type_url.clone()), true);
+        let stats = Arc::new(NoStats);
+        Client::spawn(machine, stats, options.event_queue, move |shared, events| file::run(options, shared, events))
+    }
+
+    /// Starts a client that polls a REST service for one type. See [`RestOptions`].
+    ///
+    /// Polls begin when something is subscribed, and one is made at once whenever more is. Each asks with the version that
+    /// was acknowledged last; refusals are not told, as the service has no words for them. A poll that fails is told as
+    /// [`Event::Disconnected`], the first one after that is good as [`Event::Connected`]. A response whose version the
+    /// consumer has already is handed over nevertheless, unless the server answers 304.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn poll(options: RestOptions, connector: Arc<dyn Connect>) -> (Client, Events) {
+        let machine = Machine::new(Mode::Sotw, Some(options.type_url.clone()), true);
+        let stats = Arc::new(NoStats);
+        Client::spawn(machine, stats, options.event_queue, move |shared, events| {
+            rest::run(options, connector, shared, events)
+        })
+    }
+
+    fn spawn<F>(
+        machine: Machine,
+        stats: Arc<dyn Stats>,
+        event_queue: usize,
+        task: impl FnOnce(Arc<Shared>, mpsc::Sender<Event>) -> F,
+    ) -> (Client, Events)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let shared = Arc::new(Shared {
-            machine: Mutex::new(Machine::new(options.mode, only, options.set_node_on_first_message_only)),
+            machine: Mutex::new(machine),
             work: AtomicWaker::new(),
             drained: Notify::new(),
+            wanted: Notify::new(),
+            deadlines: Notify::new(),
             closed: Notify::new(),
+            stats,
         });
-        let (events, queue) = mpsc::channel(options.event_queue.max(1));
-        let driver = Driver {
-            codec: XdsCodec { mode: options.mode, node: Arc::new(options.node.clone()) },
-            options,
-            connector,
-            shared: shared.clone(),
-            events: events.clone(),
-            failures: 0,
-        };
-        let task = shared.clone();
+        let (events, queue) = mpsc::channel(event_queue.max(1));
+        let task = task(shared.clone(), events.clone());
+        let ended = shared.clone();
         tokio::spawn(async move {
             tokio::select! {
-                () = task.closed.notified() => {}
+                () = ended.closed.notified() => {}
                 () = events.closed() => {}
-                () = driver.run() => {}
+                () = ended.expire(&events) => {}
+                () = task => {}
             }
-            task.close();
+            ended.close();
         });
         (Client { inner: Arc::new(Handle { shared }) }, Events { queue })
     }
 
-    /// Adds to what is wanted of a type. Names that are subscribed already change nothing; a name that is taken back and
-    /// subscribed again is sent anew by the server. On a stream of one type, other types are refused (and logged).
+    /// As [`Client::try_subscribe`], with what cannot be subscribed told to the log.
     pub fn subscribe(&self, type_url: &TypeUrl, names: Subscription) {
-        let refused = self.inner.shared.machine().subscribe(type_url, names);
-        match refused {
-            Ok(()) => self.inner.shared.work.wake(),
-            Err(only) => tracing::error!("ignoring a subscription to {type_url}: this stream carries {only} only"),
+        if let Err(error) = self.try_subscribe(type_url, names) {
+            tracing::error!("{error}");
         }
+    }
+
+    /// Adds to what is wanted of a type. Names that are subscribed already change nothing; a name that is taken back and
+    /// subscribed again is sent anew by the server.
+    ///
+    /// # Errors
+    /// Nothing is subscribed: on a stream of one type, another type was given; or a name that is not supported.
+    pub fn try_subscribe(&self, type_url: &TypeUrl, names: Subscription) -> Result<(), SubscribeError> {
+        let shared = &self.inner.shared;
+        let more = shared.machine().subscribe(type_url, names)?;
+        shared.work.wake();
+        if more {
+            shared.wanted.notify_one();
+        }
+        Ok(())
     }
 
     /// Takes names back; `*` takes back the wildcard. Resources of these names that are under way still arrive.
     /// In state of the world, a wildcard cannot be taken back without ever having named a name: the protocol has no words
     /// for it.
     pub fn unsubscribe<S: AsRef<str>>(&self, type_url: &TypeUrl, names: &[S]) {
-        self.inner.shared.machine().unsubscribe(type_url, names);
+        self.inner.shared.timed(|machine| machine.unsubscribe(type_url, names));
         self.inner.shared.work.wake();
+    }
+
+    /// Holds back everything that would be said of a type on a stream, answers too, as long as the guard lives. Changes of
+    /// the subscription made meanwhile go out as one. Responses still arrive.
+    ///
+    /// ```no_run
+    /// # fn run(client: xds_client::Client, clusters: Vec<String>) {
+    /// use xds_client::{Subscription, TypeUrl};
+    /// let paused = client.pause(&TypeUrl::ENDPOINT);
+    /// for cluster in clusters {
+    ///     client.subscribe(&TypeUrl::ENDPOINT, Subscription::names([cluster]));
+    /// }
+    /// drop(paused);
+    /// # }
+    /// ```
+    #[must_use = "what is dropped at once holds back nothing"]
+    pub fn pause(&self, type_url: &TypeUrl) -> Paused {
+        self.inner.shared.machine().pause(type_url);
+        Paused { shared: self.inner.shared.clone(), type_url: type_url.clone() }
+    }
+}
+
+/// Holds back the requests of a type until it is dropped; see [`Client::pause`].
+pub struct Paused {
+    shared: Arc<Shared>,
+    type_url: TypeUrl,
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        self.shared.machine().resume(&self.type_url);
+        self.shared.work.wake();
     }
 }
 
@@ -164,179 +359,4 @@ impl Stream for Events {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
         self.queue.poll_recv(cx)
     }
-}
-
-/// The requests of one stream, made when HTTP/2 can take them.
-struct Requests {
-    shared: Arc<Shared>,
-    stream: u64,
-}
-
-impl Stream for Requests {
-    type Item = Request;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Request>> {
-        let mut machine = self.shared.machine();
-        let had_room = machine.has_room();
-        let next = machine.next_request(self.stream);
-        if !had_room && machine.has_room() {
-            self.shared.drained.notify_one();
-        }
-        match next {
-            Next::Send(request) => Poll::Ready(Some(request)),
-            Next::Wait => {
-                // Under the lock, so that work that comes in between is not missed; and only if this is the stream that
-                // lives, as one that is being torn down must not take the place of its successor.
-                self.shared.work.register(cx.waker());
-                Poll::Pending
-            }
-            Next::Ended => Poll::Ready(None),
-        }
-    }
-}
-
-/// Why there is no stream.
-struct Failure {
-    error: String,
-    code: Option<Code>,
-}
-
-impl From<Status> for Failure {
-    fn from(status: Status) -> Self {
-        let mut error = format!("the stream ended with {:?}", status.code());
-        if !status.message().is_empty() {
-            error = format!("{error}: {}", status.message());
-        }
-        let error = followed_by_causes(error, status.source());
-        Failure { error, code: Some(status.code()) }
-    }
-}
-
-struct Driver {
-    options: Options,
-    codec: XdsCodec,
-    connector: Arc<dyn Connect>,
-    shared: Arc<Shared>,
-    events: mpsc::Sender<Event>,
-    /// Attempts since the last response.
-    failures: u32,
-}
-
-impl Driver {
-    async fn run(mut self) {
-        loop {
-            let Failure { error, code } = match self.stream().await {
-                Ok(()) => return,
-                Err(failure) => failure,
-            };
-            self.shared.close();
-            let retry_in = self.options.backoff.draw(self.failures);
-            self.failures = self.failures.saturating_add(1);
-            tracing::debug!("no discovery stream: {error}; next attempt in {retry_in:?}");
-            if self.events.send(Event::Disconnected { error, code, retry_in }).await.is_err() {
-                return;
-            }
-            tokio::time::sleep(retry_in).await;
-        }
-    }
-
-    /// One stream from connection to end. `Ok` when nobody listens any more.
-    async fn stream(&mut self) -> Result<(), Failure> {
-        let path = self.options.method.path(self.options.mode).ok_or_else(|| Failure {
-            error: format!("there is no {:?} service for {:?}", self.options.mode, self.options.method),
-            code: Some(Code::Unimplemented),
-        })?;
-        let channel = self.connect().await?;
-        let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(self.options.max_message_bytes);
-        grpc.ready().await.map_err(|e| Failure { error: with_causes(&e), code: None })?;
-
-        let stream = self.shared.machine().open();
-        if self.events.send(Event::Connected).await.is_err() {
-            return Ok(());
-        }
-        let requests = Requests { shared: self.shared.clone(), stream };
-        let path = PathAndQuery::from_static(path);
-        // The answer's headers may come with the first response only, and requests flow meanwhile.
-        let opened = grpc.streaming(tonic::Request::new(requests), path, self.codec.clone()).await?;
-        let mut responses = opened.into_inner();
-        loop {
-            // Room for the event first: a consumer that is slow must slow the server, not fill the memory.
-            let Ok(room) = self.events.reserve().await else { return Ok(()) };
-            while !self.shared.machine().has_room() {
-                self.shared.drained.notified().await;
-            }
-            let Some(mut response) = responses.message().await? else {
-                return Err(Failure { error: "the server ended the stream".into(), code: Some(Code::Ok) });
-            };
-            self.failures = 0;
-            let outstanding = self.shared.machine().received(&mut response);
-            match outstanding {
-                Some(outstanding) => {
-                    let shared = self.shared.clone();
-                    let answer = Answer::new(move |verdict| {
-                        shared.machine().answer(outstanding, verdict);
-                        shared.work.wake();
-                    });
-                    room.send(Event::Response(event(response, answer)));
-                }
-                None => self.shared.work.wake(),
-            }
-        }
-    }
-
-    async fn connect(&self) -> Result<Channel, Failure> {
-        let below_grpc = |error| Failure { error, code: None };
-        let options = &self.options;
-        let authority = self.connector.authority();
-        let uri = Uri::builder()
-            .scheme("http")
-            .authority(authority.as_str())
-            .path_and_query("/")
-            .build()
-            .map_err(|e| below_grpc(format!("{authority:?} is no authority for a request: {e}")))?;
-        let mut endpoint = Endpoint::from(uri)
-            .initial_stream_window_size(options.stream_window_bytes)
-            .initial_connection_window_size(options.connection_window_bytes);
-        if let Some(keepalive) = options.keepalive {
-            endpoint = endpoint.http2_keep_alive_interval(keepalive.interval).keep_alive_timeout(keepalive.timeout);
-        }
-        if let Ok(named) = endpoint.clone().user_agent(options.user_agent.as_str()) {
-            endpoint = named;
-        }
-        let connector = self.connector.clone();
-        let connect = tower::service_fn(move |_: Uri| {
-            let connecting = connector.connect();
-            async move { connecting.await.map(TokioIo::new) }
-        });
-        match tokio::time::timeout(options.connect_timeout, endpoint.connect_with_connector(connect)).await {
-            Ok(connected) => connected.map_err(|e| below_grpc(with_causes(&e))),
-            Err(_) => Err(below_grpc(format!(
-                "connecting to {authority}: no connection after {:?} (connect timeout)",
-                options.connect_timeout
-            ))),
-        }
-    }
-}
-
-fn event(incoming: Incoming, answer: Answer) -> Response {
-    let Incoming { type_url, version, nonce, kind, resources, removed, errors, control_plane, bytes, received } =
-        incoming;
-    Response { type_url, version, nonce, kind, resources, removed, errors, control_plane, bytes, received, answer }
-}
-
-/// An error and what caused it, in one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    followed_by_causes(error.to_string(), error.source())
-}
-
-fn followed_by_causes(mut text: String, mut cause: Option<&dyn std::error::Error>) -> String {
-    while let Some(e) = cause {
-        let inner = e.to_string();
-        // Layers often repeat each other.
-        if !text.contains(&inner) {
-            text = format!("{text}: {inner}");
-        }
-        cause = e.source();
-    }
-    text
 }

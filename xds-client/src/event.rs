@@ -10,16 +10,17 @@ use crate::types::TypeUrl;
 /// Something that happened on the stream. See [`Events`](crate::Events).
 #[derive(Debug)]
 pub enum Event {
-    /// There is a connection and requests flow. Whether the server accepts the stream shows later.
+    /// There is a connection and requests flow. Whether the server accepts the stream shows later. Of a source that is
+    /// polled or read: it gave something that can be used.
     Connected,
-    /// No stream any more, or the attempt to have one failed. The client tries again by itself, for ever; what was
-    /// received stays valid.
+    /// No stream any more, or the attempt to have one failed, or a poll or a file did not give what it should. The client
+    /// tries again by itself, for ever; what was received stays valid.
     Disconnected {
         /// For a person: what happened, with its causes.
         error: String,
         /// The gRPC status; `None` if the failure was below gRPC, that is no connection came about.
         code: Option<tonic::Code>,
-        /// When the next attempt begins.
+        /// When the next attempt begins; `Duration::MAX` for a file, which is read again when it is replaced.
         retry_in: Duration,
     },
     /// The server sent resources.
@@ -60,8 +61,11 @@ pub struct Response {
     pub kind: Kind,
     /// New and changed resources.
     pub resources: Vec<Resource>,
-    /// Names of resources that are gone or do not exist (delta).
+    /// Names of resources that are gone (delta). One that never was there was asked for and does not exist.
     pub removed: Vec<String>,
+    /// The time to live of what is `removed` ran out. The server did not say that, and awaits no answer; in state of the
+    /// world, too, such a response is of [`Kind::Delta`].
+    pub expired: bool,
     /// Resources the server could not give, and why.
     pub errors: Vec<ResourceError>,
     /// `control_plane.identifier`, empty if the server gave none.
@@ -92,6 +96,7 @@ impl Response {
             bytes: resources.iter().filter_map(|r| r.body.as_ref()).map(|any| any.value.len()).sum(),
             resources,
             removed: Vec::new(),
+            expired: false,
             errors: Vec::new(),
             control_plane: String::new(),
             received: Instant::now(),
@@ -149,6 +154,11 @@ impl Answer {
         Answer(Some(Box::new(give)))
     }
 
+    /// Nobody waits for it.
+    pub(crate) fn none() -> Self {
+        Answer(None)
+    }
+
     /// See [`Response::ack`].
     pub fn ack(mut self) {
         self.give(Verdict::Ack);
@@ -189,10 +199,15 @@ pub struct Resource {
     pub aliases: Vec<String>,
     /// Its own version (delta), else empty: the response's version holds.
     pub version: String,
-    /// After this long without a new response or heartbeat it counts as removed.
+    /// After this long without a new response or heartbeat it counts as removed: the client then makes a response that
+    /// says so (see [`Response::expired`]).
     pub ttl: Option<Duration>,
-    /// The message; `None` is a heartbeat, which only renews the time to live.
+    /// The message. `None` is a heartbeat, or the news that there is no such resource: so a server answers who asked for
+    /// a virtual host by one of its `aliases`.
     pub body: Option<Any>,
+    /// The resource is alive and as it was: this only renews its time to live. In a response of [`Kind::Full`] it counts
+    /// as present.
+    pub heartbeat: bool,
 }
 
 /// A resource the server could not give.

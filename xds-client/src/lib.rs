@@ -41,18 +41,30 @@
 
 mod client;
 mod connect;
+mod directory;
 mod event;
+mod file;
+mod grpc;
+mod limit;
 mod options;
+mod rest;
 mod state;
+mod stats;
+mod target;
+mod text;
 mod types;
 mod wire;
 
-pub use client::{Client, Events};
+pub use client::{Client, Events, Paused};
 pub use connect::{BoxIo, Connect, Io, TcpConnector, UnixConnector};
 pub use event::{Answer, Event, Kind, Resource, ResourceError, Response, Verdict, VerdictSlot};
+pub use file::FileOptions;
 pub use futures_util::future::BoxFuture;
-pub use options::{Backoff, Keepalive, Options};
+pub use options::{Backoff, Keepalive, Options, RateLimit};
+pub use rest::RestOptions;
+pub use stats::{Said, Stats};
+pub use target::{Handshake, Target, TargetConnector, TargetError};
 pub use tonic::Code;
-pub use types::{Method, Mode, Subscription, TypeUrl};
+pub use types::{Method, Mode, SubscribeError, Subscription, TypeUrl};
 pub use xds_protos::pb;
 pub use xds_protos::pb::google::protobuf::Any;

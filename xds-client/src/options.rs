@@ -1,10 +1,16 @@
 //! What a user of the library may choose about a stream, with Envoy's values as the defaults.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use xds_protos::pb::envoy::config::core::v3::Node;
 
+use crate::stats::{NoStats, Stats};
 use crate::types::{Method, Mode};
+
+/// Features of a client that a server may want to know of (Envoy docs, "Well Known Client Features").
+const RESOURCE_TTL: &str = "xds.config.supports-resource-ttl";
+const RESOURCE_IN_SOTW: &str = "xds.config.resource-in-sotw";
 
 /// How one client speaks to its server.
 ///
@@ -44,6 +50,13 @@ pub struct Options {
     /// Value of the `user-agent` header, in front of the name and version of the gRPC library. Must be a legal header
     /// value, or it is left out.
     pub user_agent: String,
+    /// Most requests in a time, all together; `None` for no limit. Envoy's `rate_limit_settings`.
+    pub rate_limit: Option<RateLimit>,
+    /// Announce in the node that resources may have a time to live, and in state of the world a wrapper that says so. What
+    /// comes with one is honoured in any case.
+    pub announce_resource_ttl: bool,
+    /// Who counts.
+    pub stats: Arc<dyn Stats>,
 }
 
 impl Options {
@@ -62,7 +75,23 @@ impl Options {
             keepalive: Some(Keepalive::default()),
             event_queue: 4,
             user_agent: "xds-client".into(),
+            rate_limit: None,
+            announce_resource_ttl: false,
+            stats: Arc::new(NoStats),
         }
+    }
+
+    /// The node with the features it announces.
+    pub(crate) fn announced_node(&self) -> Node {
+        let mut node = self.node.clone();
+        let sotw = (self.mode == Mode::Sotw).then_some(RESOURCE_IN_SOTW);
+        let features = std::iter::once(RESOURCE_TTL).chain(sotw).filter(|_| self.announce_resource_ttl);
+        for feature in features {
+            if !node.client_features.iter().any(|known| known == feature) {
+                node.client_features.push(feature.into());
+            }
+        }
+        node
     }
 }
 
@@ -86,6 +115,22 @@ pub struct Keepalive {
 impl Default for Keepalive {
     fn default() -> Self {
         Keepalive { interval: Duration::from_secs(360), timeout: Duration::from_secs(20) }
+    }
+}
+
+/// A token bucket: `burst` requests at once, and `per_second` in the long run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RateLimit {
+    /// Tokens that the bucket holds, and starts with; `max_tokens` of Envoy. At least 1 is used.
+    pub burst: u32,
+    /// Tokens added in a second; `fill_rate` of Envoy. What is not above zero counts as one in ten years.
+    pub per_second: f64,
+}
+
+impl Default for RateLimit {
+    /// Envoy's: 100 at once, 10 per second.
+    fn default() -> Self {
+        RateLimit { burst: 100, per_second: 10.0 }
     }
 }
 

@@ -3,14 +3,22 @@
 //! received, closed), and asked for the next request whenever the stream can take one: so nothing is queued as bytes,
 //! and changes made between two requests go out as one.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Instant;
 
-use crate::event::Verdict;
-use crate::types::{Mode, Subscription, TypeUrl};
+use crate::event::{Kind, Verdict};
+use crate::types::{Mode, SubscribeError, Subscription, TypeUrl};
 use crate::wire::{Incoming, Request};
+use deadlines::Deadlines;
+pub(crate) use subscription::Outstanding;
+use subscription::{Offered, TypeState};
 
+mod deadlines;
+#[cfg(test)]
+mod lifetimes;
 #[cfg(test)]
 mod model;
+mod subscription;
 #[cfg(test)]
 mod tests;
 
@@ -34,48 +42,8 @@ pub(crate) struct Machine {
     outbox: VecDeque<Outgoing>,
     /// Counts responses; a later one has the higher number.
     received: u64,
-}
-
-struct TypeState {
-    type_url: TypeUrl,
-    /// What the consumer wants; `*` is the wildcard.
-    wanted: BTreeSet<String>,
-    /// Changes of `wanted` that this stream has not been told. A name in both was dropped and wanted again: the server
-    /// must hear both, or it would see no reason to send the resource anew.
-    added: BTreeSet<String>,
-    removed: BTreeSet<String>,
-    /// The first request of this type went out on this stream.
-    opened: bool,
-    /// A request of this stream named names: from then on, an empty list no longer means the wildcard (state of the world).
-    named: bool,
-    /// A subscription change waits in the outbox.
-    queued: bool,
-    /// Responses that the consumer has not answered, of whichever stream.
-    owed: usize,
-    /// Delta: versions of what the consumer took.
-    held: HashMap<String, String>,
-    /// State of the world: the newest response that the consumer took.
-    taken: Said,
-    /// State of the world: version of the newest acknowledgement that this stream was told; at its start, `taken`.
-    version: Said,
-    /// State of the world: nonce of the newest answer that this stream was told.
-    nonce: Said,
-}
-
-/// A version or nonce, and the number of the response it came with.
-#[derive(Clone, Default)]
-struct Said {
-    text: String,
-    number: u64,
-}
-
-impl Said {
-    /// Takes a newer one. Answers may be given in another order than the responses came in.
-    fn advance(&mut self, text: &str, number: u64) {
-        if number > self.number {
-            *self = Said { text: text.to_string(), number };
-        }
-    }
+    /// Of resources that the consumer has.
+    deadlines: Deadlines,
 }
 
 enum Outgoing {
@@ -85,25 +53,6 @@ enum Outgoing {
     Answer { index: usize, nonce: String, version: Option<String>, number: u64, error: Option<String> },
     /// An answer to a response of a type that nobody subscribed.
     Refusal { type_url: String, nonce: String, error: String },
-}
-
-/// A response that the consumer has not answered yet: what the machine must know of it then.
-#[derive(Debug)]
-pub(crate) struct Outstanding {
-    stream: u64,
-    index: usize,
-    number: u64,
-    nonce: String,
-    version: String,
-    resources: Vec<Offered>,
-    removed: Vec<String>,
-}
-
-#[derive(Debug)]
-struct Offered {
-    name: String,
-    aliases: Vec<String>,
-    version: String,
 }
 
 /// What a stream shall do next.
@@ -128,34 +77,39 @@ impl Machine {
             types: Vec::new(),
             outbox: VecDeque::new(),
             received: 0,
+            deadlines: Deadlines::default(),
         }
     }
 
-    /// Adds to the subscription of a type. On a stream of another type nothing happens, and that type is returned.
-    pub(crate) fn subscribe(&mut self, type_url: &TypeUrl, subscription: Subscription) -> Result<(), TypeUrl> {
+    /// Adds to the subscription of a type, and says whether that changed anything.
+    ///
+    /// # Errors
+    /// Nothing happens.
+    pub(crate) fn subscribe(&mut self, type_url: &TypeUrl, subscription: Subscription) -> Result<bool, SubscribeError> {
         if let Some(only) = self.only.as_ref().filter(|only| *only != type_url) {
-            return Err(only.clone());
+            return Err(SubscribeError::OtherType { wanted: type_url.clone(), only: only.clone() });
         }
-        let index = match self.find(type_url) {
-            Some(index) => index,
-            None => {
-                self.types.push(TypeState::new(type_url.clone()));
-                self.types.len() - 1
-            }
-        };
         let names = match subscription {
             Subscription::Wildcard => vec![WILDCARD.to_string()],
             Subscription::Names(names) => names,
         };
+        if let Some(name) = names.iter().find(|name| name.starts_with("xdstp:")) {
+            return Err(SubscribeError::Xdstp { name: name.clone() });
+        }
+        let index = self.index_of(type_url);
+        let mut more = false;
         if let Some(t) = self.types.get_mut(index) {
             for name in names {
-                if t.wanted.insert(name.clone()) && t.opened {
-                    t.added.insert(name);
+                if t.wanted.insert(name.clone()) {
+                    more = true;
+                    if t.opened {
+                        t.added.insert(name);
+                    }
                 }
             }
         }
         self.queue_subscription(index);
-        Ok(())
+        Ok(more)
     }
 
     /// Takes names (or `*`) from the subscription of a type and forgets what is held of them.
@@ -171,15 +125,25 @@ impl Machine {
                 if t.opened && !t.added.remove(name) {
                     t.removed.insert(name.to_string());
                 }
-                if name == WILDCARD {
-                    let wanted = &t.wanted;
-                    t.held.retain(|held, _| wanted.contains(held));
-                } else if !t.wanted.contains(WILDCARD) {
-                    t.held.remove(name);
-                }
+                t.forget_unwanted(name);
             }
+            self.deadlines.retain(index, |name| t.wants(name, t.aliases.get(name).map_or(&[], Vec::as_slice)));
         }
         self.queue_subscription(index);
+    }
+
+    /// Holds back the requests of a type, until `resume` was called as often.
+    pub(crate) fn pause(&mut self, type_url: &TypeUrl) {
+        let index = self.index_of(type_url);
+        if let Some(t) = self.types.get_mut(index) {
+            t.paused += 1;
+        }
+    }
+
+    pub(crate) fn resume(&mut self, type_url: &TypeUrl) {
+        if let Some(t) = self.find(type_url).and_then(|index| self.types.get_mut(index)) {
+            t.paused = t.paused.saturating_sub(1);
+        }
     }
 
     /// A stream is there. Returns its number, which `next_request` wants.
@@ -232,27 +196,59 @@ impl Machine {
             self.outbox.push_back(Outgoing::Refusal { type_url, nonce: response.nonce.clone(), error });
             return None;
         };
-        if let Some(t) = self.types.get_mut(index) {
-            t.owed += 1;
-        }
+        let t = self.types.get_mut(index)?;
+        t.owed += 1;
         let delta = self.mode == Mode::Delta;
-        let offered = response.resources.iter().filter(|r| delta && r.body.is_some());
+        let timed = self.deadlines.any(index) || response.resources.iter().any(|r| r.ttl.is_some());
+        for r in response.resources.iter_mut().filter(|r| r.body.is_none()) {
+            // Renewed is what the consumer has, in this very version.
+            let same = match delta {
+                true => t.held.get(&r.name).is_some_and(|version| *version == r.version),
+                false => response.version == t.taken.text,
+            };
+            r.heartbeat = r.ttl.is_some() || (delta && same);
+            if same
+                && self.deadlines.has(index, &r.name)
+                && let Some(at) = r.ttl.and_then(|ttl| response.received.checked_add(ttl))
+            {
+                self.deadlines.set(index, &r.name, at);
+            }
+        }
+        let full = response.kind == Kind::Full;
+        if full && !response.resources.is_empty() && response.resources.iter().all(|r| r.heartbeat) {
+            // It says of those it names that they live, and nothing of others.
+            response.kind = Kind::Delta;
+        }
+        let mut resources = Vec::new();
+        if delta || timed {
+            resources.reserve(response.resources.len());
+            for r in &response.resources {
+                let suspended = if r.body.is_some() { self.deadlines.take(index, &r.name) } else { None };
+                resources.push(Offered {
+                    name: r.name.clone(),
+                    aliases: r.aliases.clone(),
+                    version: r.version.clone(),
+                    has_body: r.body.is_some(),
+                    ttl: r.ttl,
+                    suspended,
+                });
+            }
+        }
         Some(Outstanding {
             stream: self.stream,
             index,
             number: self.received,
             nonce: response.nonce.clone(),
-            version: if delta { String::new() } else { response.version.clone() },
-            resources: offered
-                .map(|r| Offered { name: r.name.clone(), aliases: r.aliases.clone(), version: r.version.clone() })
-                .collect(),
+            version: response.version.clone(),
+            full: response.kind == Kind::Full,
+            resources,
             removed: response.removed.clone(),
         })
     }
 
     /// The consumer answered.
-    pub(crate) fn answer(&mut self, response: Outstanding, verdict: Verdict) {
-        let Outstanding { stream, index, number, nonce, version, resources, removed } = response;
+    pub(crate) fn answer(&mut self, response: Outstanding, verdict: Verdict, now: Instant) {
+        let Outstanding { stream, index, number, nonce, version, full, resources, removed } = response;
         let live = self.is_live(stream);
         let Some(t) = self.types.get_mut(index) else { return };
         t.owed = t.owed.saturating_sub(1);
@@ -261,15 +257,27 @@ impl Machine {
             Verdict::Nack { detail, refused } => (Some(detail), refused),
         };
         let none_taken = error.is_some() && refused.is_empty();
-        if !none_taken {
-            let refused: BTreeSet<&str> = refused.iter().map(String::as_str).collect();
-            for name in removed.iter().filter(|n| !refused.contains(n.as_str())) {
-                t.held.remove(name);
+        let refused: BTreeSet<&str> = refused.iter().map(String::as_str).collect();
+        let is_taken = |name: &str| !none_taken && !refused.contains(name);
+        if full && !none_taken && t.wanted.contains(WILDCARD) && self.deadlines.any(index) {
+            let named: BTreeSet<&str> = resources.iter().map(|r| r.name.as_str()).collect();
+            self.deadlines.retain(index, |name| named.contains(name));
+        }
+        for name in removed.iter().filter(|n| is_taken(n)) {
+            t.forget(name);
+            self.deadlines.take(index, name);
+        }
+        for r in resources.into_iter().filter(|r| r.has_body) {
+            let wanted = t.wants(&r.name, &r.aliases);
+            // Counted from now: while it was being applied, it could not expire.
+            let renewed = r.ttl.filter(|_| wanted).and_then(|ttl| now.checked_add(ttl));
+            match (is_taken(&r.name), renewed, r.suspended.filter(|_| wanted)) {
+                (true, Some(at), _) | (false, _, Some(at)) => self.deadlines.set(index, &r.name, at),
+                (true, None, _) => _ = self.deadlines.take(index, &r.name),
+                (false, _, None) => {}
             }
-            for r in resources {
-                if !refused.contains(r.name.as_str()) && t.wants(&r) {
-                    t.held.insert(r.name, r.version);
-                }
+            if self.mode == Mode::Delta && is_taken(&r.name) {
+                t.hold(r);
             }
         }
         if error.is_none() {
@@ -287,12 +295,46 @@ impl Machine {
         }
     }
 
+    /// When the next resource expires.
+    pub(crate) fn next_expiry(&self) -> Option<Instant> {
+        self.deadlines.next()
+    }
+
+    /// What has expired: removals of one type, as if a server had sent them. There may be more.
+    pub(crate) fn expire(&mut self, now: Instant) -> Option<Incoming> {
+        let (index, removed) = self.deadlines.expired(now)?;
+        let t = self.types.get_mut(index)?;
+        for name in &removed {
+            t.forget(name);
+        }
+        Some(Incoming {
+            type_url: t.type_url.clone(),
+            version: t.taken.text.clone(),
+            nonce: String::new(),
+            kind: Kind::Delta,
+            resources: Vec::new(),
+            removed,
+            errors: Vec::new(),
+            control_plane: String::new(),
+            bytes: 0,
+            received: now,
+        })
+    }
+
+    /// Requests that wait, of types that are not held back.
+    pub(crate) fn waiting(&self) -> usize {
+        self.outbox.iter().filter(|o| !self.is_paused(o)).count()
+    }
+
     /// What stream number `stream` says next.
     pub(crate) fn next_request(&mut self, stream: u64) -> Next {
         if !self.is_live(stream) {
             return Next::Ended;
         }
-        while let Some(outgoing) = self.outbox.pop_front() {
+        // Where nothing is held back, and that is nearly always, it is the first.
+        while let Some(at) = self.outbox.iter().position(|o| !self.is_paused(o))
+            && let Some(outgoing) = self.outbox.remove(at)
+        {
             let mode = self.mode;
             let request = match outgoing {
                 Outgoing::Subscription(index) => {
@@ -321,13 +363,30 @@ impl Machine {
         Next::Wait
     }
 
-    fn is_live(&self, stream: u64) -> bool {
+    fn is_paused(&self, outgoing: &Outgoing) -> bool {
+        match outgoing {
+            Outgoing::Subscription(index) | Outgoing::Answer { index, .. } => {
+                self.types.get(*index).is_some_and(|t| t.paused > 0)
+            }
+            Outgoing::Refusal { .. } => false,
+        }
+    }
+
+    pub(crate) fn is_live(&self, stream: u64) -> bool {
         self.live && self.stream == stream
     }
 
     fn find(&self, type_url: &TypeUrl) -> Option<usize> {
         // A node has a handful of types.
         self.types.iter().position(|t| t.type_url == *type_url)
+    }
+
+    /// The place of a type, made if there is none.
+    fn index_of(&mut self, type_url: &TypeUrl) -> usize {
+        self.find(type_url).unwrap_or_else(|| {
+            self.types.push(TypeState::new(type_url.clone()));
+            self.types.len() - 1
+        })
     }
 
     fn queue_subscription(&mut self, index: usize) {
@@ -345,107 +404,5 @@ impl Machine {
             t.queued = true;
             self.outbox.push_back(Outgoing::Subscription(index));
         }
-    }
-}
-
-impl TypeState {
-    fn new(type_url: TypeUrl) -> Self {
-        TypeState {
-            type_url,
-            wanted: BTreeSet::new(),
-            added: BTreeSet::new(),
-            removed: BTreeSet::new(),
-            opened: false,
-            named: false,
-            queued: false,
-            owed: 0,
-            held: HashMap::new(),
-            taken: Said::default(),
-            version: Said::default(),
-            nonce: Said::default(),
-        }
-    }
-
-    fn has_change(&self) -> bool {
-        if self.opened { !(self.added.is_empty() && self.removed.is_empty()) } else { !self.wanted.is_empty() }
-    }
-
-    /// Whether the resource is subscribed. A server that counts what a client says it holds as subscribed (Istio's does)
-    /// would otherwise go on sending what arrived late.
-    fn wants(&self, r: &Offered) -> bool {
-        self.wanted.contains(WILDCARD)
-            || self.wanted.contains(&r.name)
-            || r.aliases.iter().any(|alias| self.wanted.contains(alias))
-    }
-
-    /// The request that tells the stream of the subscription, or of what changed in it.
-    fn subscription_request(&mut self, mode: Mode) -> Option<Request> {
-        if !self.has_change() {
-            return None;
-        }
-        let first = !self.opened;
-        self.opened = true;
-        let again: BTreeSet<String> = self.added.intersection(&self.removed).cloned().collect();
-        let added = std::mem::replace(&mut self.added, again);
-        let removed = std::mem::take(&mut self.removed);
-        let mut request = Request { type_url: self.type_url.to_string(), ..Request::default() };
-        match mode {
-            Mode::Delta => {
-                if first {
-                    request.names = self.told();
-                    request.initial_versions = self.held.clone();
-                } else {
-                    request.names = added.into_iter().filter(|name| !self.added.contains(name)).collect();
-                    request.unsubscribe = removed.into_iter().collect();
-                }
-            }
-            Mode::Sotw => {
-                request.names = self.told();
-                request.version.clone_from(&self.version.text);
-                request.nonce.clone_from(&self.nonce.text);
-                // A wildcard that was implied cannot be taken back: an empty list says it once more.
-                if !first && request.names.is_empty() && !self.named {
-                    return None;
-                }
-            }
-        }
-        self.named |= !request.names.is_empty();
-        Some(request)
-    }
-
-    fn answer_request(
-        &mut self,
-        mode: Mode,
-        nonce: String,
-        version: Option<String>,
-        number: u64,
-        error: Option<String>,
-    ) -> Request {
-        let mut request = Request { type_url: self.type_url.to_string(), nonce, error, ..Request::default() };
-        if mode == Mode::Sotw {
-            // Only what was said may stand here: a nonce or version taken earlier would turn a subscription change that
-            // goes out before into a second answer to the same response.
-            self.nonce.advance(&request.nonce, number);
-            match version {
-                Some(version) => {
-                    self.version.advance(&version, number);
-                    request.version = version;
-                }
-                None => request.version.clone_from(&self.version.text),
-            }
-            request.names = self.told();
-        }
-        request
-    }
-
-    /// The names that the stream has been told, or is being told now. Empty if all of it is the wildcard and no name was
-    /// ever said: then servers take the absence of names for the wildcard.
-    fn told(&self) -> Vec<String> {
-        let names = self.wanted.difference(&self.added).chain(&self.removed).cloned();
-        let mut names: Vec<String> = names.collect();
-        if !self.named && names.iter().all(|name| name == WILDCARD) {
-            names.clear();
-        }
-        names
     }
 }

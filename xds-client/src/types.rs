@@ -185,7 +185,31 @@ const SERVICES: &[(&TypeUrl, Option<&str>, Option<&str>)] = &[
     ),
 ];
 
+/// REST services, by type (the HTTP annotations of Envoy's service definitions).
+const REST_PATHS: &[(&TypeUrl, &str)] = &[
+    (&TypeUrl::CLUSTER, "/v3/discovery:clusters"),
+    (&TypeUrl::ENDPOINT, "/v3/discovery:endpoints"),
+    (&TypeUrl::LISTENER, "/v3/discovery:listeners"),
+    (&TypeUrl::ROUTE, "/v3/discovery:routes"),
+    (&TypeUrl::SCOPED_ROUTE, "/v3/discovery:scoped-routes"),
+    (&TypeUrl::SECRET, "/v3/discovery:secrets"),
+    (&TypeUrl::EXTENSION, "/v3/discovery:extension_configs"),
+    (&TypeUrl::RUNTIME, "/v3/discovery:runtime"),
+];
+
 impl Method {
+    /// The path of the REST service of this type; `None` where there is none, as for everything at once.
+    ///
+    /// ```
+    /// use xds_client::{Method, TypeUrl};
+    /// assert_eq!(Method::Type(TypeUrl::CLUSTER).rest_path(), Some("/v3/discovery:clusters"));
+    /// assert_eq!(Method::Aggregated.rest_path(), None);
+    /// ```
+    pub fn rest_path(&self) -> Option<&'static str> {
+        let Method::Type(type_url) = self else { return None };
+        REST_PATHS.iter().find(|(known, _)| *known == type_url).map(|(_, path)| *path)
+    }
+
     /// The gRPC path of this method in this mode; `None` where no such service exists, which a reader of configuration
     /// can check before starting a client.
     ///
@@ -234,4 +258,23 @@ impl Subscription {
     {
         Subscription::Names(names.into_iter().map(Into::into).collect())
     }
+}
+
+/// A subscription that cannot be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubscribeError {
+    /// The stream is for one type, and this is another.
+    #[error("{wanted} cannot be subscribed: this stream carries {only} only")]
+    OtherType {
+        /// What was to be subscribed.
+        wanted: TypeUrl,
+        /// What the stream carries.
+        only: TypeUrl,
+    },
+    /// A name of the `xdstp:` scheme, or a collection of them.
+    #[error("{name:?} cannot be subscribed: names and collections of the xdstp scheme are not supported")]
+    Xdstp {
+        /// The name.
+        name: String,
+    },
 }

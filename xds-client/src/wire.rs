@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Buf;
+use bytes::{Buf, BufMut};
 use prost::Message;
 use prost::encoding::{self, DecodeContext, WireType};
 use tonic::Status;
@@ -16,6 +16,7 @@ use xds_protos::pb::envoy::service::discovery::v3 as discovery;
 use xds_protos::pb::google::protobuf::Any;
 
 use crate::event::{Kind, Resource, ResourceError};
+use crate::stats::{Said, Stats};
 use crate::types::{Mode, TypeUrl};
 
 /// The wrapper that a state-of-the-world server puts around a resource to give it a name or a time to live.
@@ -27,6 +28,8 @@ pub(crate) struct Request {
     pub type_url: String,
     /// Send the node with it.
     pub node: bool,
+    /// It answers the response of its nonce; else it says what is subscribed.
+    pub answers: bool,
     /// State of the world: the version in use.
     pub version: String,
     /// State of the world: every name. Delta: the names added.
@@ -144,7 +147,7 @@ fn unwrapped(r: discovery::Resource) -> Resource {
     }
     // A negative time is no time: it would expire before it came.
     let ttl = r.ttl.and_then(|d| Some(Duration::new(d.seconds.try_into().ok()?, d.nanos.try_into().ok()?)));
-    Resource { name, aliases: r.aliases, version: r.version, ttl, body: r.resource }
+    Resource { name, aliases: r.aliases, version: r.version, ttl, body: r.resource, heartbeat: false }
 }
 
 /// A resource of a state-of-the-world response: bare, or in the wrapper.
@@ -179,6 +182,7 @@ pub(crate) fn name_in(mut message: &[u8]) -> Option<String> {
 pub(crate) struct XdsCodec {
     pub mode: Mode,
     pub node: Arc<Node>,
+    pub stats: Arc<dyn Stats>,
 }
 
 impl Codec for XdsCodec {
@@ -201,11 +205,19 @@ impl Encoder for XdsCodec {
     type Error = Status;
 
     fn encode(&mut self, request: Request, dst: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        match self.mode {
+        let said = match (request.answers, &request.error) {
+            (_, Some(_)) => Said::Nack,
+            (true, None) => Said::Ack,
+            (false, None) => Said::Subscription,
+        };
+        let type_url = TypeUrl::from(request.type_url.as_str());
+        let before = dst.remaining_mut();
+        let encoded = match self.mode {
             Mode::Delta => request.into_delta(&self.node).encode(dst),
             Mode::Sotw => request.into_sotw(&self.node).encode(dst),
-        }
-        .map_err(|e| Status::internal(format!("encoding a discovery request: {e}")))
+        };
+        self.stats.request_sent(&type_url, said, before.saturating_sub(dst.remaining_mut()));
+        encoded.map_err(|e| Status::internal(format!("encoding a discovery request: {e}")))
     }
 }
 

@@ -1,6 +1,7 @@
 //! A client on real sockets against a control plane played by hand: what is said in which order, and what happens when
 //! the stream is cut, the server is away, or what comes makes no sense.
 
+#[allow(dead_code, reason = "other tests use the rest")]
 mod common;
 
 use std::sync::Arc;

@@ -13,8 +13,8 @@ mod tests;
 mod view;
 
 pub use view::{
-    AdminSource, ClusterView, ConfigDumpQuery, DrainOptions, EdsHealth, HealthView, HostView, ListenerView, MemoryView,
-    OutlierView, Refusal, RuntimeView, ServerInfo, Thresholds,
+    AdminSource, ClusterView, ConfigDumpQuery, DrainOptions, EdsHealth, HealthView, HostView, LedgerQuery,
+    ListenerView, MemoryView, OutlierView, Refusal, RuntimeView, ServerInfo, Thresholds,
 };
 
 use crate::access_log::{AccessLogs, ConnectionInfo, Entry, Kind};

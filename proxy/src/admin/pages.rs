@@ -2,7 +2,7 @@
 
 use super::query::{Target, parameters};
 use super::reply::Reply;
-use super::view::{AdminSource, ConfigDumpQuery, DrainOptions};
+use super::view::{AdminSource, ConfigDumpQuery, DrainOptions, LedgerQuery};
 use super::{clusters, stats};
 use crate::tls::CertificateDetails;
 use http::{Method, StatusCode};
@@ -134,6 +134,18 @@ const PAGES: &[Page] = &[
         ..page("/init_dump", "dump current Envoy init manager information (experimental)", |source, request| {
             Reply::json(&source.init_dump(request.target.value("mask")))
         })
+    },
+    Page {
+        parameters: &[
+            ("type", "Only resources of this type; One of (lds, rds, srds, vhds, cds, eds, sds, ecds, rtds)"),
+            (
+                "state",
+                "Only resources in this state; One of (requested, warming, running, draining, rejected, does_not_exist)",
+            ),
+            ("name_regex", "Only resources whose names match the specified regex"),
+            ("format", "File format to use; One of (text, json)"),
+        ],
+        ..page("/ledger", "print every configuration resource and what became of it", ledger)
     },
     Page {
         parameters: &[("format", "File format to use; One of (text, json)")],
@@ -287,6 +299,17 @@ fn config_dump(source: &dyn AdminSource, request: &Request<'_>) -> Reply {
         include_eds: request.target.has("include_eds"),
     };
     source.config_dump(&query).map_or_else(Reply::from, |dump| Reply::json(&dump))
+}
+
+fn ledger(source: &dyn AdminSource, request: &Request<'_>) -> Reply {
+    let value = |name| request.target.value(name).map(str::to_owned);
+    let json = request.target.value("format") == Some("json");
+    let query = LedgerQuery { api: value("type"), state: value("state"), name_regex: value("name_regex"), json };
+    match source.ledger(&query) {
+        Err(refusal) => refusal.into(),
+        Ok(page) if json => Reply::compact_json(page),
+        Ok(page) => Reply::text(page),
+    }
 }
 
 fn drain_listeners(source: &dyn AdminSource, request: &Request<'_>) -> Reply {

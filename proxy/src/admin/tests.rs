@@ -131,6 +131,10 @@ impl AdminSource for Server {
         [("http_in", 39980), ("tcp_in", 39981), ("tls_in", 39982)].map(listener).into()
     }
 
+    fn ledger(&self, query: &LedgerQuery) -> Result<String, Refusal> {
+        Ok(format!("{:?} {:?} {:?} {}", query.api, query.state, query.name_regex, query.json))
+    }
+
     fn config_dump(&self, query: &ConfigDumpQuery) -> Result<Value, Refusal> {
         match &query.resource {
             Some(resource) => Err(Refusal { status: 404, message: format!("{resource} not found in config dump") }),
@@ -346,6 +350,8 @@ fn json_pages_have_the_shape_of_their_message() {
         certificate["subject_alt_names"],
         json!([{"dns": "*.example.com"}, {"uri": "spiffe://cluster.local/ns/default/sa/leaf"}])
     );
+    let asked = get(&server, "/ledger?type=cds&state=running&name_regex=a.*").1;
+    assert_eq!(asked, "Some(\"cds\") Some(\"running\") Some(\"a.*\") false");
     assert_eq!(json("/config_dump?include_eds"), json!({"configs": [true]}));
     assert_eq!(get(&server, "/config_dump?resource=foo"), (404, "foo not found in config dump".into()));
 }

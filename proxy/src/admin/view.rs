@@ -28,6 +28,12 @@ pub trait AdminSource {
     /// What the query asked for does not exist or cannot be read.
     fn config_dump(&self, query: &ConfigDumpQuery) -> Result<Value, Refusal>;
 
+    /// Every resource and what became of it: lines of text, or JSON.
+    ///
+    /// # Errors
+    /// The query cannot be read.
+    fn ledger(&self, query: &LedgerQuery) -> Result<String, Refusal>;
+
     /// `envoy.admin.v3.UnreadyTargetsDumps` as protobuf's JSON; an empty object when nothing waits.
     fn init_dump(&self, mask: Option<&str>) -> Value;
 
@@ -98,6 +104,18 @@ pub struct ConfigDumpQuery {
     /// Only resources whose names this matches.
     pub name_regex: Option<String>,
     pub include_eds: bool,
+}
+
+/// What `/ledger` was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LedgerQuery {
+    /// `cds`, `lds`, ...
+    pub api: Option<String>,
+    /// `running`, `does_not_exist`, ...
+    pub state: Option<String>,
+    /// Only resources whose whole name matches.
+    pub name_regex: Option<String>,
+    pub json: bool,
 }
 
 /// What `/drain_listeners` was asked for.

@@ -34,7 +34,7 @@ fn access_log(message: accesslog::AccessLog, cx: &mut Context) -> Result<Option<
     let accesslog::AccessLog { name, filter, config_type } = message;
     let ConfigType::TypedConfig(config) = cx.required("typed_config", config_type)?;
     let filter = filter.map(|filter| cx.at("filter", |cx| access_log_filter(filter, 0, cx))).transpose()?;
-    let kind = any::type_name(&config.type_url).to_owned();
+    let kind = any::inner_type(&config, cx)?;
     let logger = cx.at("typed_config", |cx| -> Result<_> {
         Ok(match kind.as_str() {
             "envoy.extensions.access_loggers.file.v3.FileAccessLog" => Some(file(any::unpack(config, cx)?, cx)?),
@@ -48,12 +48,12 @@ fn access_log(message: accesslog::AccessLog, cx: &mut Context) -> Result<Option<
                 let StderrAccessLog { access_log_format } = any::unpack(config, cx)?;
                 Some((AccessLogSink::Stderr, log_format(access_log_format.map(|LogFormat(f)| f), cx)?))
             }
-            _ => None,
+            kind => {
+                cx.extension(&name, kind)?;
+                None
+            }
         })
     })?;
-    if logger.is_none() {
-        cx.warn("", format!("access logger {name} ({kind}) does not exist here; it logs nothing"));
-    }
     Ok(logger.map(|(sink, format)| AccessLogConfig { filter, sink, format }))
 }
 
@@ -86,12 +86,15 @@ fn log_format(message: Option<core::SubstitutionFormatString>, cx: &mut Context)
 /// A format string of any kind.
 fn format_string(message: core::SubstitutionFormatString, cx: &mut Context) -> Result<AccessLogFormat> {
     use core::substitution_format_string::Format;
-    let core::SubstitutionFormatString { omit_empty_values, content_type, formatters, json_format_options, format } =
+    let core::SubstitutionFormatString { omit_empty_values, content_type: _, formatters, json_format_options, format } =
         message;
-    cx.no_effect("content_type", &content_type, "only local replies have a content type");
-    cx.no_effect("formatters", &formatters, "no added command operators exist; the built-in ones do");
-    // Members are always written in order of their names, which is what the one option asks for.
-    let _: Option<core::JsonFormatOptions> = json_format_options;
+    // There are no command operators but the built-in ones: the table says what a formatter would have added.
+    cx.each("formatters", formatters, |extension, cx| {
+        let (name, config) = any::typed_config(extension, cx)?;
+        let kind = any::inner_type(&config, cx)?;
+        cx.extension(&name, &kind)
+    })?;
+    let core::JsonFormatOptions { sort_properties: _ } = json_format_options.unwrap_or_default();
     let omit_empty = omit_empty_values;
     Ok(match cx.required("format", format)? {
         Format::TextFormat(format) => AccessLogFormat::Text { format, omit_empty },
@@ -152,18 +155,16 @@ fn access_log_filter(message: accesslog::AccessLogFilter, depth: usize, cx: &mut
             })?;
             AccessLogFilter::GrpcStatus { statuses, exclude }
         }
-        Kind::ExtensionFilter(accesslog::ExtensionFilter { name, config_type: _ }) => {
-            cx.warn("extension_filter", format!("{name} is not evaluated; it lets everything be logged"));
+        Kind::ExtensionFilter(accesslog::ExtensionFilter { name, config_type }) => {
+            use accesslog::extension_filter::ConfigType;
+            cx.at("extension_filter", |cx| {
+                let ConfigType::TypedConfig(config) = cx.required("typed_config", config_type)?;
+                let kind = any::inner_type(&config, cx)?;
+                cx.extension(&name, &kind)
+            })?;
             always()
         }
-        Kind::MetadataFilter(_) => {
-            cx.warn("metadata_filter", "it is not evaluated and lets everything be logged");
-            always()
-        }
-        Kind::LogTypeFilter(_) => {
-            cx.warn("log_type_filter", "it is not evaluated and lets everything be logged");
-            always()
-        }
+        Kind::MetadataFilter(_) | Kind::LogTypeFilter(_) => always(),
     })
 }
 
@@ -181,8 +182,7 @@ fn compare(message: Option<accesslog::ComparisonFilter>, cx: &mut Context) -> Re
 }
 
 fn runtime_filter(message: accesslog::RuntimeFilter, cx: &mut Context) -> Result<AccessLogFilter> {
-    let accesslog::RuntimeFilter { runtime_key, percent_sampled, use_independent_randomness } = message;
-    cx.no_effect("use_independent_randomness", &use_independent_randomness, "one random value per request decides");
+    let accesslog::RuntimeFilter { runtime_key, percent_sampled, use_independent_randomness: _ } = message;
     // Without a percentage only runtime could switch it on.
     let default_value = Some(percent_sampled.unwrap_or(pb::types::FractionalPercent { numerator: 0, denominator: 0 }));
     let fraction = core::RuntimeFractionalPercent { default_value, runtime_key };
@@ -217,14 +217,21 @@ mod tests {
     #[test]
     fn other_loggers_are_named_and_left_out() {
         let mut cx = Context::default();
-        let other = google::Struct::default();
+        let other = extensions::access_loggers::grpc::v3::TcpGrpcAccessLogConfig::default();
         assert!(access_logs(vec![logger(&other)], "access_log", &mut cx).unwrap().is_empty());
         assert_eq!(
             cx.notices.warnings,
             [(
-                "access_log[0]".to_owned(),
-                "access logger log (google.protobuf.Struct) does not exist here; it logs nothing".to_owned()
+                "access_log[0].typed_config".to_owned(),
+                "log (envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig) does not exist here: entries are \
+                 not sent to an access log service"
+                    .to_owned()
             )]
+        );
+        assert_eq!(
+            access_logs(vec![logger(&google::Struct::default())], "access_log", &mut cx).unwrap_err().to_string(),
+            "access_log[0].typed_config: Didn't find a registered implementation for 'log' with type URL: \
+             'google.protobuf.Struct'"
         );
     }
 

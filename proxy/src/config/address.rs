@@ -41,9 +41,7 @@ pub(super) fn place(message: Option<core::Address>, field: &str, cx: &mut Contex
             let path = if path.starts_with('@') { PathBuf::from(path) } else { cx.resolve(&path) };
             Ok((Place::Address(Address::Pipe { path, mode }), false))
         }
-        Kind::EnvoyInternalAddress(_) => {
-            Err(cx.error_at("envoy_internal_address", "is not supported: there are no internal listeners"))
-        }
+        Kind::EnvoyInternalAddress(_) => Err(cx.error_at("envoy_internal_address", "is not supported")),
     })
 }
 
@@ -52,26 +50,20 @@ fn socket_place(message: core::SocketAddress, cx: &mut Context) -> Result<(Place
     let core::SocketAddress {
         protocol,
         address,
-        resolver_name,
+        resolver_name: _,
         ipv4_compat,
-        network_namespace_filepath,
+        network_namespace_filepath: _,
         port_specifier,
     } = message;
     if cx.enumeration::<Protocol>("protocol", protocol)? == Protocol::Udp {
         return Err(cx.error_at("protocol", "found UDP, expected TCP: UDP and QUIC are not supported"));
     }
-    cx.refuse("resolver_name", &resolver_name, "there are no custom resolvers; names are resolved by DNS clusters")?;
-    cx.refuse("network_namespace_filepath", &network_namespace_filepath, "sockets are made in our own namespace")?;
     let address = cx.non_empty("address", address)?;
     let port = match port_specifier {
         Some(PortSpecifier::PortValue(port)) => cx.port("port_value", port)?,
-        Some(PortSpecifier::NamedPort(name)) => {
-            return Err(cx.error_at(
-                "named_port",
-                format!("found {name:?}, expected port_value: no resolver knows named ports"),
-            ));
+        Some(PortSpecifier::NamedPort(_)) | None => {
+            return Err(cx.error_at("port_value", "is missing, expected a port"));
         }
-        None => return Err(cx.error_at("port_value", "is missing, expected a port")),
     };
     let place = match address.parse::<IpAddr>() {
         Ok(ip) => Place::Address(Address::Socket(SocketAddr::new(ip, port))),

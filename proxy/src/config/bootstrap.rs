@@ -2,6 +2,8 @@
 
 use super::access_log::access_logs;
 use super::address::address;
+use super::any;
+use super::checked::{self, StaticResources};
 use super::context::{Context, Result};
 use super::matcher::{string_list, string_match};
 use super::model::{
@@ -10,12 +12,12 @@ use super::model::{
 };
 use super::pb::{bootstrap, core, metrics, types};
 use super::source::{api_config_source, json_object, optional_source};
-use super::static_resources::{self, StaticResources};
 use crate::stats::{check_tag_regex, is_default_tag};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use xds_protos::pb::xds::core::v3::ContextParams;
 
 /// Envoy's default.
 const STATS_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
@@ -32,88 +34,57 @@ pub(super) fn bootstrap(
 ) -> Result<Bootstrap> {
     let bootstrap::Bootstrap {
         node: node_message,
-        node_context_params,
+        node_context_params: _,
         static_resources,
         dynamic_resources,
         cluster_manager,
-        hds_config,
-        flags_path,
+        hds_config: _,
+        flags_path: _,
         stats_sinks,
         deferred_stat_options,
         stats_config: stats_message,
         stats_flush_interval,
-        watchdog,
-        watchdogs,
-        tracing,
+        watchdog: _,
+        watchdogs: _,
+        tracing: _,
         layered_runtime,
         admin,
-        overload_manager,
-        enable_dispatcher_stats,
-        header_prefix,
-        stats_server_version_override,
-        use_tcp_for_dns_lookups,
-        dns_resolution_config,
-        typed_dns_resolver_config,
-        bootstrap_extensions,
-        fatal_actions,
-        config_sources,
-        default_config_source,
-        default_socket_interface,
-        certificate_provider_instances,
-        inline_headers,
-        perf_tracing_file_path,
-        default_regex_engine,
-        xds_delegate_extension,
-        xds_config_tracker_extension,
-        listener_manager,
+        overload_manager: _,
+        enable_dispatcher_stats: _,
+        header_prefix: _,
+        stats_server_version_override: _,
+        use_tcp_for_dns_lookups: _,
+        dns_resolution_config: _,
+        typed_dns_resolver_config: _,
+        bootstrap_extensions: _,
+        fatal_actions: _,
+        config_sources: _,
+        default_config_source: _,
+        default_socket_interface: _,
+        certificate_provider_instances: _,
+        inline_headers: _,
+        perf_tracing_file_path: _,
+        default_regex_engine: _,
+        xds_delegate_extension: _,
+        xds_config_tracker_extension: _,
+        listener_manager: _,
         application_log_config,
-        grpc_async_client_manager_config,
-        memory_allocator_manager,
-        enable_worker_cpu_affinity,
-        stats_flush,
-        stats_eviction,
+        grpc_async_client_manager_config: _,
+        memory_allocator_manager: _,
+        enable_worker_cpu_affinity: _,
+        stats_flush: _,
+        stats_eviction: _,
     } = message;
     // Runtime first: what follows asks for its values.
     cx.runtime = cx.at("layered_runtime", |cx| runtime(layered_runtime.unwrap_or_default(), cx))?;
 
-    const OWN_RESOLVER: &str = "names are resolved by the resolver of this process, by the system's configuration";
-    cx.refuse("header_prefix", &header_prefix, "headers are called x-envoy-*")?;
-    cx.refuse("certificate_provider_instances", &certificate_provider_instances, "there are no certificate providers")?;
-    cx.refuse("default_socket_interface", &default_socket_interface, "sockets are the system's")?;
-    cx.no_effect("node_context_params", &node_context_params, "xdstp names carry no parameters of the node");
-    cx.no_effect("hds_config", &hds_config, "health is not checked for a management server");
-    cx.no_effect("flags_path", &flags_path, "there are no flag files");
-    cx.no_effect("stats_sinks", &stats_sinks, "stats are served by the admin interface, not pushed");
-    // When stats are made is not visible: they are always made on first use.
-    let _: Option<bootstrap::bootstrap::DeferredStatOptions> = deferred_stat_options;
-    cx.no_effect("watchdog", &watchdog, "there is no watchdog");
-    cx.no_effect("watchdogs", &watchdogs, "there is no watchdog");
-    cx.no_effect("tracing", &tracing, "there is no tracing yet");
-    cx.no_effect("overload_manager", &overload_manager, "there is no overload manager");
-    cx.no_effect("enable_dispatcher_stats", &enable_dispatcher_stats, "no such stats are kept");
-    cx.no_effect("stats_server_version_override", &stats_server_version_override, "server.version is our own");
-    cx.no_effect("use_tcp_for_dns_lookups", &use_tcp_for_dns_lookups, OWN_RESOLVER);
-    cx.no_effect("dns_resolution_config", &dns_resolution_config, OWN_RESOLVER);
-    cx.no_effect("typed_dns_resolver_config", &typed_dns_resolver_config, OWN_RESOLVER);
-    cx.no_effect("bootstrap_extensions", &bootstrap_extensions, "there are no bootstrap extensions");
-    cx.no_effect("fatal_actions", &fatal_actions, "a fatal error ends the process at once");
-    cx.no_effect("config_sources", &config_sources, "xdstp names are not resolved by authority");
-    cx.no_effect("default_config_source", &default_config_source, "xdstp names are not resolved by authority");
-    cx.no_effect("inline_headers", &inline_headers, "all headers are stored alike");
-    cx.no_effect("perf_tracing_file_path", &perf_tracing_file_path, "no such trace is written");
-    cx.no_effect("default_regex_engine", &default_regex_engine, "patterns are read as RE2's");
-    cx.no_effect("xds_delegate_extension", &xds_delegate_extension, "resources are not kept across restarts");
-    cx.no_effect("xds_config_tracker_extension", &xds_config_tracker_extension, "there are no such trackers");
-    cx.no_effect("listener_manager", &listener_manager, "there is one listener manager");
-    cx.no_effect("grpc_async_client_manager_config", &grpc_async_client_manager_config, "clients are kept");
-    cx.no_effect("memory_allocator_manager", &memory_allocator_manager, "the allocator gives memory back by itself");
-    cx.no_effect("enable_worker_cpu_affinity", &enable_worker_cpu_affinity, "the scheduler places the workers");
-    cx.no_effect("stats_flush_on_admin", &stats_flush, "stats are flushed by time");
-    cx.no_effect("stats_eviction_interval", &stats_eviction, "stats that are not used are kept");
+    let bootstrap::bootstrap::DeferredStatOptions { enable_deferred_creation_stats: _ } =
+        deferred_stat_options.unwrap_or_default();
+    cx.each("stats_sinks", stats_sinks, stats_sink)?;
 
-    *resources = static_resources::convert(static_resources.unwrap_or_default(), cx);
+    *resources = checked::convert(static_resources.unwrap_or_default(), cx);
     let dynamic = cx.at("dynamic_resources", |cx| dynamic_resources_of(dynamic_resources.unwrap_or_default(), cx))?;
-    let local_cluster = cx.at("cluster_manager", |cx| local_cluster(cluster_manager.unwrap_or_default(), cx));
+    let local_cluster = local_cluster(cluster_manager.unwrap_or_default());
     Ok(Bootstrap {
         node: node(node_message.unwrap_or_default()),
         admin: admin.map(|message| cx.at("admin", |cx| admin_config(message, cx))).transpose()?.flatten(),
@@ -134,19 +105,47 @@ pub(super) fn bootstrap(
 }
 
 /// The node as it was written, with our own name and the version of the API.
-fn node(mut message: core::Node) -> Node {
-    message.user_agent_name = USER_AGENT.to_owned();
-    message.user_agent_version_type =
-        Some(core::node::UserAgentVersionType::UserAgentBuildVersion(core::BuildVersion {
-            version: Some(API_VERSION),
-            metadata: None,
-        }));
+fn node(message: core::Node) -> Node {
+    use core::node::UserAgentVersionType;
+    let core::Node {
+        id,
+        cluster,
+        metadata,
+        dynamic_parameters,
+        locality,
+        user_agent_name: _,
+        extensions: _,
+        client_features,
+        listening_addresses,
+        user_agent_version_type: _,
+    } = message;
+    let version = core::BuildVersion { version: Some(API_VERSION), metadata: None };
+    let same = |ContextParams { params }| ContextParams { params };
     Node {
-        id: message.id.clone(),
-        cluster: message.cluster.clone(),
-        zone: message.locality.as_ref().map(|locality| locality.zone.clone()).unwrap_or_default(),
-        message,
+        id: id.clone(),
+        cluster: cluster.clone(),
+        zone: locality.as_ref().map(|locality| locality.zone.clone()).unwrap_or_default(),
+        message: core::Node {
+            id,
+            cluster,
+            metadata,
+            dynamic_parameters: dynamic_parameters.into_iter().map(|(of, message)| (of, same(message))).collect(),
+            locality,
+            user_agent_name: USER_AGENT.to_owned(),
+            extensions: Vec::new(),
+            client_features,
+            listening_addresses,
+            user_agent_version_type: Some(UserAgentVersionType::UserAgentBuildVersion(version)),
+        },
     }
+}
+
+/// Each sink has its answer in the table; there is none that stats are pushed to.
+fn stats_sink(message: metrics::StatsSink, cx: &mut Context) -> Result<()> {
+    let metrics::StatsSink { name, config_type } = message;
+    let metrics::stats_sink::ConfigType::TypedConfig(config) = cx.required("typed_config", config_type)?;
+    let kind = any::inner_type(&config, cx)?;
+    cx.extension(&name, &kind).map(drop)
 }
 
 struct Dynamic {
@@ -158,13 +157,11 @@ struct Dynamic {
 fn dynamic_resources_of(message: bootstrap::bootstrap::DynamicResources, cx: &mut Context) -> Result<Dynamic> {
     let bootstrap::bootstrap::DynamicResources {
         lds_config,
-        lds_resources_locator,
+        lds_resources_locator: _,
         cds_config,
-        cds_resources_locator,
+        cds_resources_locator: _,
         ads_config,
     } = message;
-    cx.refuse("lds_resources_locator", &lds_resources_locator, "use lds_config")?;
-    cx.refuse("cds_resources_locator", &cds_resources_locator, "use cds_config")?;
     Ok(Dynamic {
         ads: ads_config
             .map(|message| cx.at("ads_config", |cx| api_config_source(message, cx)))
@@ -175,18 +172,14 @@ fn dynamic_resources_of(message: bootstrap::bootstrap::DynamicResources, cx: &mu
     })
 }
 
-fn local_cluster(message: bootstrap::ClusterManager, cx: &mut Context) -> Option<Arc<str>> {
+fn local_cluster(message: bootstrap::ClusterManager) -> Option<Arc<str>> {
     let bootstrap::ClusterManager {
         local_cluster_name,
-        outlier_detection,
-        upstream_bind_config,
-        load_stats_config,
-        // When clusters are made is not visible: they cost little until they are used.
+        outlier_detection: _,
+        upstream_bind_config: _,
+        load_stats_config: _,
         enable_deferred_cluster_creation: _,
     } = message;
-    cx.no_effect("outlier_detection", &outlier_detection, "endpoints are not ejected yet");
-    cx.no_effect("upstream_bind_config", &upstream_bind_config, "only a cluster's own upstream_bind_config is used");
-    cx.no_effect("load_stats_config", &load_stats_config, "loads are not reported");
     (!local_cluster_name.is_empty()).then(|| local_cluster_name.into())
 }
 
@@ -194,20 +187,16 @@ fn admin_config(message: bootstrap::Admin, cx: &mut Context) -> Result<Option<Ad
     let bootstrap::Admin {
         access_log,
         access_log_path,
-        profile_path,
+        profile_path: _,
         address: admin_address,
-        socket_options,
-        ignore_global_conn_limit,
-        allow_paths,
+        socket_options: _,
+        ignore_global_conn_limit: _,
+        allow_paths: _,
     } = message;
     // Without an address there is no admin interface, and nothing else of this message matters.
     if admin_address.is_none() {
         return Ok(None);
     }
-    cx.refuse("allow_paths", &allow_paths, "all paths of the admin interface would be open")?;
-    cx.no_effect("profile_path", &profile_path, "no profiles are written");
-    cx.no_effect("socket_options", &socket_options, "raw socket options are not set");
-    cx.no_effect("ignore_global_conn_limit", &ignore_global_conn_limit, "there is no global connection limit");
     let mut access_log = access_logs(access_log, "access_log", cx)?;
     if !access_log_path.is_empty() {
         let sink = AccessLogSink::File(cx.resolve(&access_log_path));
@@ -226,9 +215,8 @@ fn runtime(message: bootstrap::LayeredRuntime, cx: &mut Context) -> Result<BTree
         cx.non_empty("name", name)?;
         match cx.required("layer_specifier", layer_specifier)? {
             LayerSpecifier::StaticLayer(fields) => flatten("", xds_protos::struct_to_json(&fields), &mut values),
-            LayerSpecifier::AdminLayer(AdminLayer {}) => {}
-            LayerSpecifier::DiskLayer(_) => cx.warn("disk_layer", "runtime values are not read from files"),
-            LayerSpecifier::RtdsLayer(_) => cx.warn("rtds_layer", "runtime values do not come by RTDS yet"),
+            LayerSpecifier::AdminLayer(AdminLayer {}) | LayerSpecifier::DiskLayer(_) | LayerSpecifier::RtdsLayer(_) => {
+            }
         }
         Ok(())
     })?;
@@ -277,9 +265,8 @@ fn stats_config(message: metrics::StatsConfig, cx: &mut Context) -> Result<Stats
         use_all_default_tags,
         stats_matcher,
         histogram_bucket_settings,
-        allow_default_tag_overrides,
+        allow_default_tag_overrides: _,
     } = message;
-    cx.no_effect_flag("allow_default_tag_overrides", &allow_default_tag_overrides, "default tags keep their meaning");
     Ok(StatsConfig {
         use_all_default_tags: use_all_default_tags.is_none_or(|v| v.value),
         tags: cx.each("stats_tags", stats_tags, tag)?,
@@ -327,8 +314,7 @@ fn matcher(message: metrics::StatsMatcher, cx: &mut Context) -> Result<StatsMatc
 }
 
 fn buckets(message: metrics::HistogramBucketSettings, cx: &mut Context) -> Result<(StringMatch, Vec<f64>)> {
-    let metrics::HistogramBucketSettings { r#match, mut buckets, bins } = message;
-    cx.no_effect("bins", &bins, "histograms have the built-in resolution");
+    let metrics::HistogramBucketSettings { r#match, mut buckets, bins: _ } = message;
     if buckets.iter().any(|bound| !(bound.is_finite() && *bound > 0.0)) {
         return Err(cx.error_at("buckets", "found a bound that is no positive number, expected numbers above 0"));
     }

@@ -23,22 +23,23 @@ use std::time::Duration;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PANIC_THRESHOLD: f64 = 50.0;
 const CLEANUP_INTERVAL: Duration = Duration::from_secs(5);
+const UPDATE_MERGE_WINDOW: Duration = Duration::from_secs(1);
 
 pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<ClusterConfig> {
     let hash = cluster_hash(&message);
     let cluster::Cluster {
         transport_socket_matches,
-        transport_socket_matcher,
+        transport_socket_matcher: _,
         name,
         alt_stat_name,
-        stats_matcher,
+        stats_matcher: _,
         eds_cluster_config,
         connect_timeout,
-        per_connection_buffer_limit_bytes,
-        per_connection_buffer_high_watermark_timeout,
+        per_connection_buffer_limit_bytes: _,
+        per_connection_buffer_high_watermark_timeout: _,
         lb_policy,
         load_assignment,
-        health_checks,
+        health_checks: _,
         max_requests_per_connection,
         circuit_breakers,
         upstream_http_protocol_options,
@@ -47,16 +48,16 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         http2_protocol_options,
         typed_extension_protocol_options,
         dns_refresh_rate,
-        dns_jitter,
-        dns_failure_refresh_rate,
+        dns_jitter: _,
+        dns_failure_refresh_rate: _,
         respect_dns_ttl,
         dns_lookup_family,
-        dns_resolvers,
-        use_tcp_for_dns_lookups,
-        dns_resolution_config,
-        typed_dns_resolver_config,
-        wait_for_warm_on_init,
-        outlier_detection,
+        dns_resolvers: _,
+        use_tcp_for_dns_lookups: _,
+        dns_resolution_config: _,
+        typed_dns_resolver_config: _,
+        wait_for_warm_on_init: _,
+        outlier_detection: _,
         cleanup_interval,
         upstream_bind_config,
         lb_subset_config,
@@ -66,69 +67,37 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         protocol_selection,
         upstream_connection_options,
         close_connections_on_host_health_failure,
-        // Endpoints go when discovery says so: without active health checks that is what both settings mean.
         ignore_health_on_host_removal: _,
         filters,
         load_balancing_policy,
-        lrs_server,
-        lrs_report_endpoint_metrics,
-        track_timeout_budgets,
-        upstream_config,
-        track_cluster_stats,
-        preconnect_policy,
-        connection_pool_per_downstream_connection,
-        queuing_policies,
+        lrs_server: _,
+        lrs_report_endpoint_metrics: _,
+        track_timeout_budgets: _,
+        upstream_config: _,
+        track_cluster_stats: _,
+        preconnect_policy: _,
+        connection_pool_per_downstream_connection: _,
+        queuing_policies: _,
         cluster_discovery_type,
         lb_config,
     } = message;
     let name: Arc<str> = cx.non_empty("name", name)?.into();
 
-    cx.refuse("transport_socket_matcher", &transport_socket_matcher, "use transport_socket_matches")?;
-    cx.refuse("upstream_config", &upstream_config, "there are no custom upstreams")?;
-    if lb_subset_config.as_ref().is_some_and(|subsets| !subsets.subset_selectors.is_empty()) {
-        return Err(cx.error_at("lb_subset_config", "is not supported: a cluster has one set of endpoints"));
-    }
-    cx.refuse(
-        "connection_pool_per_downstream_connection",
-        &connection_pool_per_downstream_connection,
-        "connections of one worker are shared by all its clients",
-    )?;
-    cx.no_effect("stats_matcher", &stats_matcher, "the stats of the bootstrap's matcher are kept");
-    cx.no_effect(
-        "per_connection_buffer_limit_bytes",
-        &per_connection_buffer_limit_bytes,
-        "bodies are passed on frame by frame; what is read at once has a built-in bound",
-    );
-    cx.no_effect(
-        "per_connection_buffer_high_watermark_timeout",
-        &per_connection_buffer_high_watermark_timeout,
-        "a full buffer has no time limit",
-    );
-    cx.no_effect("health_checks", &health_checks, "there is no active health checking yet");
-    cx.no_effect("outlier_detection", &outlier_detection, "endpoints are not ejected yet");
-    cx.no_effect("lrs_server", &lrs_server, "loads are not reported");
-    cx.no_effect("lrs_report_endpoint_metrics", &lrs_report_endpoint_metrics, "loads are not reported");
-    cx.no_effect("track_timeout_budgets", &track_timeout_budgets, "no such histograms are kept");
-    cx.no_effect("track_cluster_stats", &track_cluster_stats, "no such stats are kept");
-    cx.no_effect("preconnect_policy", &preconnect_policy, "connections are opened when they are needed");
-    cx.no_effect("queuing_policies", &queuing_policies, "pending requests wait in order");
-    if wait_for_warm_on_init.is_some_and(|v| !v.value) {
-        cx.warn("wait_for_warm_on_init", "start-up waits for every cluster to warm");
-    }
+    // A cluster has one set of endpoints.
+    let cluster::cluster::LbSubsetConfig {
+        fallback_policy: _,
+        default_subset: _,
+        subset_selectors: _,
+        locality_weight_aware: _,
+        scale_locality_weight: _,
+        panic_mode_any: _,
+        list_as_any: _,
+        metadata_fallback_policy: _,
+    } = lb_subset_config.unwrap_or_default();
     cx.each("filters", filters, upstream_network_filter)?;
 
     let connect_timeout = cx.positive("connect_timeout", connect_timeout)?.unwrap_or(CONNECT_TIMEOUT);
-    let dns = DnsFields {
-        refresh_rate: dns_refresh_rate,
-        jitter: dns_jitter,
-        failure_refresh_rate: dns_failure_refresh_rate,
-        respect_ttl: respect_dns_ttl,
-        family: dns_lookup_family,
-        resolvers: dns_resolvers,
-        use_tcp: use_tcp_for_dns_lookups,
-        resolution: dns_resolution_config,
-        resolver: typed_dns_resolver_config,
-    };
+    let dns = DnsFields { refresh_rate: dns_refresh_rate, respect_ttl: respect_dns_ttl, family: dns_lookup_family };
     let is_original_dst_config = matches!(lb_config, Some(cluster::cluster::LbConfig::OriginalDstLbConfig(_)));
     let port_override = match &lb_config {
         Some(cluster::cluster::LbConfig::OriginalDstLbConfig(config)) => {
@@ -159,7 +128,8 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
             "CLUSTER_PROVIDED is for clusters of type ORIGINAL_DST, and those take no other policy",
         ));
     }
-    let common_lb = cx.at("common_lb_config", |cx| common_lb(common_lb_config.unwrap_or_default(), cx))?;
+    let (panic_threshold, update_merge_window) =
+        cx.at("common_lb_config", |cx| common_lb(common_lb_config.unwrap_or_default(), cx))?;
 
     let use_downstream_protocol = cx
         .enumeration::<cluster::cluster::ClusterProtocolSelection>("protocol_selection", protocol_selection)?
@@ -172,9 +142,6 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         max_requests_per_connection,
         use_downstream_protocol,
     };
-    let tcp_keepalive = cx.at("upstream_connection_options", |cx| {
-        connection_options(upstream_connection_options.unwrap_or_default(), cx)
-    });
     Ok(ClusterConfig {
         stat_name: if alt_stat_name.is_empty() { name.clone() } else { alt_stat_name.into() },
         name,
@@ -189,10 +156,11 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
             .map(|message| cx.at("upstream_bind_config", |cx| bind_config(message, cx)))
             .transpose()?
             .flatten(),
-        tcp_keepalive,
-        panic_threshold: common_lb,
+        tcp_keepalive: connection_options(upstream_connection_options.unwrap_or_default()),
+        panic_threshold,
+        update_merge_window,
         close_connections_on_host_health_failure,
-        metadata: Arc::new(metadata(cluster_metadata, cx)),
+        metadata: Arc::new(metadata(cluster_metadata)),
         hash,
     })
 }
@@ -309,84 +277,56 @@ fn custom_discovery(
             dns::unused(&fields, cx);
             let port_override = cx.at("cluster_type", |cx| {
                 cx.at("typed_config", |cx| {
+                    // A client that could name the destination could reach anything.
                     let extensions::clusters::original_dst::v3::OriginalDstCluster {
-                        use_http_header,
-                        http_header_name,
+                        use_http_header: _,
+                        http_header_name: _,
                         upstream_port_override,
-                        metadata_key,
+                        metadata_key: _,
                     } = any::unpack(config, cx)?;
-                    let same = cluster::cluster::OriginalDstLbConfig {
-                        use_http_header,
-                        http_header_name,
-                        upstream_port_override,
-                        metadata_key,
-                    };
-                    original_dst(same, cx)
+                    fixed_port(upstream_port_override, cx)
                 })
             })?;
             Ok(ClusterDiscovery::OriginalDst { port_override, cleanup_interval })
         }
-        _ => Err(cx.error_at(
-            "cluster_type",
-            format!(
-                "found {name} ({kind}), expected a built-in type, envoy.clusters.dns or envoy.clusters.original_dst"
-            ),
-        )),
+        _ => cx.at("cluster_type", |cx| {
+            cx.extension(&name, &kind)?;
+            Err(cx.error(format!("found {name} ({kind}), expected a kind of cluster")))
+        }),
     }
 }
 
 fn original_dst(message: cluster::cluster::OriginalDstLbConfig, cx: &mut Context) -> Result<Option<u16>> {
     let cluster::cluster::OriginalDstLbConfig {
-        use_http_header,
-        http_header_name,
+        use_http_header: _,
+        http_header_name: _,
         upstream_port_override,
-        metadata_key,
+        metadata_key: _,
     } = message;
-    // A client that could name the destination could reach anything.
-    cx.refuse("use_http_header", &use_http_header, "the destination is that of the connection, not a header's")?;
-    cx.refuse("http_header_name", &http_header_name, "the destination is that of the connection, not a header's")?;
-    cx.refuse("metadata_key", &metadata_key, "the destination is that of the connection, not of metadata")?;
-    upstream_port_override.map(|port| cx.port("upstream_port_override", port.value)).transpose()
+    fixed_port(upstream_port_override, cx)
 }
 
-/// The panic threshold; the rest of the message has no effect yet.
-fn common_lb(message: cluster::cluster::CommonLbConfig, cx: &mut Context) -> Result<f64> {
-    use cluster::cluster::common_lb_config::LocalityConfigSpecifier as Locality;
+fn fixed_port(port: Option<google::UInt32Value>, cx: &Context) -> Result<Option<u16>> {
+    port.map(|port| cx.port("upstream_port_override", port.value)).transpose()
+}
+
+/// The panic threshold and the merge window; the rest of the message has no effect yet.
+fn common_lb(message: cluster::cluster::CommonLbConfig, cx: &mut Context) -> Result<(f64, Option<Duration>)> {
     let cluster::cluster::CommonLbConfig {
         healthy_panic_threshold,
         update_merge_window,
-        ignore_new_hosts_until_first_hc,
-        close_connections_on_host_set_change,
-        consistent_hashing_lb_config,
-        override_host_status,
-        locality_config_specifier,
+        ignore_new_hosts_until_first_hc: _,
+        close_connections_on_host_set_change: _,
+        consistent_hashing_lb_config: _,
+        override_host_status: _,
+        locality_config_specifier: _,
     } = message;
-    cx.no_effect("update_merge_window", &update_merge_window, "updates are applied at once");
-    cx.no_effect(
-        "ignore_new_hosts_until_first_hc",
-        &ignore_new_hosts_until_first_hc,
-        "there is no active health checking yet",
-    );
-    cx.no_effect(
-        "close_connections_on_host_set_change",
-        &close_connections_on_host_set_change,
-        "connections to endpoints that stay are kept",
-    );
-    cx.no_effect("consistent_hashing_lb_config", &consistent_hashing_lb_config, "no balancer of this cluster hashes");
-    cx.no_effect("override_host_status", &override_host_status, "no filter overrides the endpoint");
-    match locality_config_specifier {
-        None => {}
-        Some(Locality::ZoneAwareLbConfig(_)) => cx.warn("zone_aware_lb_config", "no zone is preferred yet"),
-        Some(Locality::LocalityWeightedLbConfig(_)) => {
-            cx.warn("locality_weighted_lb_config", "the weights of localities are not used yet");
-        }
-    }
-    Ok(percent(healthy_panic_threshold, "healthy_panic_threshold", cx)?.unwrap_or(PANIC_THRESHOLD))
+    let panic_threshold = percent(healthy_panic_threshold, "healthy_panic_threshold", cx)?.unwrap_or(PANIC_THRESHOLD);
+    Ok((panic_threshold, cx.timeout("update_merge_window", update_merge_window, Some(UPDATE_MERGE_WINDOW))?))
 }
 
 fn breakers(message: cluster::CircuitBreakers, cx: &mut Context) -> Result<[Thresholds; 2]> {
-    let cluster::CircuitBreakers { thresholds, per_host_thresholds } = message;
-    cx.no_effect("per_host_thresholds", &per_host_thresholds, "limits hold for the whole cluster");
+    let cluster::CircuitBreakers { thresholds, per_host_thresholds: _ } = message;
     let mut both = [Thresholds::default(); 2];
     for (priority, limits) in cx.each("thresholds", thresholds, threshold)? {
         both[priority as usize] = limits;
@@ -401,12 +341,10 @@ fn threshold(message: cluster::circuit_breakers::Thresholds, cx: &mut Context) -
         max_pending_requests,
         max_requests,
         max_retries,
-        retry_budget,
+        retry_budget: _,
         track_remaining,
-        max_connection_pools,
+        max_connection_pools: _,
     } = message;
-    cx.no_effect("retry_budget", &retry_budget, "retries are limited by max_retries");
-    cx.no_effect("max_connection_pools", &max_connection_pools, "pools are not counted");
     let defaults = Thresholds::default();
     let limit = |value: Option<google::UInt32Value>, default| value.map_or(default, |v| v.value);
     let limits = Thresholds {
@@ -426,18 +364,12 @@ pub(super) fn priority_of(number: i32, cx: &Context) -> Result<Priority> {
     })
 }
 
-fn connection_options(message: cluster::UpstreamConnectionOptions, cx: &mut Context) -> Option<TcpKeepalive> {
+fn connection_options(message: cluster::UpstreamConnectionOptions) -> Option<TcpKeepalive> {
     let cluster::UpstreamConnectionOptions {
         tcp_keepalive,
-        set_local_interface_name_on_upstream_connections,
-        happy_eyeballs_config,
+        set_local_interface_name_on_upstream_connections: _,
+        happy_eyeballs_config: _,
     } = message;
-    cx.no_effect(
-        "set_local_interface_name_on_upstream_connections",
-        &set_local_interface_name_on_upstream_connections,
-        "nothing reads the name of the interface",
-    );
-    cx.no_effect("happy_eyeballs_config", &happy_eyeballs_config, "an endpoint has one address");
     tcp_keepalive.map(keepalive)
 }
 
@@ -445,22 +377,18 @@ fn bind_config(message: core::BindConfig, cx: &mut Context) -> Result<Option<Bin
     let core::BindConfig {
         source_address,
         freebind,
-        socket_options,
+        socket_options: _,
         extra_source_addresses,
         additional_source_addresses,
-        local_address_selector,
-        validate_network_namespaces,
+        local_address_selector: _,
+        validate_network_namespaces: _,
     } = message;
-    cx.no_effect("socket_options", &socket_options, "raw socket options are not set");
-    cx.no_effect("local_address_selector", &local_address_selector, "the address of the destination's family is used");
-    cx.no_effect("validate_network_namespaces", &validate_network_namespaces, "sockets are made in our own namespace");
     let mut sources = Vec::new();
     if let Some(address) = source_address {
         sources.push(cx.at("source_address", |cx| socket_address(address, cx))?);
     }
     sources.extend(cx.each("extra_source_addresses", extra_source_addresses, |extra, cx| {
-        let core::ExtraSourceAddress { address, socket_options } = extra;
-        cx.no_effect("socket_options", &socket_options, "raw socket options are not set");
+        let core::ExtraSourceAddress { address, socket_options: _ } = extra;
         let address = cx.required("address", address)?;
         cx.at("address", |cx| socket_address(address, cx))
     })?);
@@ -491,20 +419,20 @@ fn upstream_transport(message: Option<core::TransportSocket>, cx: &mut Context) 
                 let message = any::unpack(config, cx)?;
                 Ok(UpstreamTransport::Tls(Arc::new(tls::upstream(message, cx)?)))
             }
-            kind => Err(cx.error(format!("found transport socket {name} ({kind}), expected raw_buffer or tls"))),
+            kind => {
+                cx.extension(&name, kind)?;
+                Err(cx.error(format!("found transport socket {name} ({kind}), expected one for the side of endpoints")))
+            }
         })
     })
 }
 
-/// Network filters towards endpoints. Only Istio's metadata exchange is known to pass: without it connections are the
-/// same, telemetry knows less of the peer.
+/// Network filters towards endpoints: there are none, and the table says which may be left out.
 fn upstream_network_filter(message: cluster::Filter, cx: &mut Context) -> Result<()> {
-    let cluster::Filter { name, typed_config, config_discovery } = message;
-    cx.refuse("config_discovery", &config_discovery, "filters are configured in place")?;
+    let cluster::Filter { name, typed_config, config_discovery: _ } = message;
     let kind = cx.required("typed_config", typed_config).and_then(|config| any::inner_type(&config, cx))?;
-    if kind == "envoy.tcp.metadataexchange.config.MetadataExchange" {
-        cx.warn("", format!("{name} does not exist here; the peer's workload is not learnt from its connections"));
-        return Ok(());
+    match cx.extension(&name, &kind)? {
+        true => Err(cx.error(format!("found filter {name} ({kind}), expected none: it is for listeners"))),
+        false => Ok(()),
     }
-    Err(cx.error(format!("found filter {name} ({kind}), expected none: there are no upstream network filters")))
 }

@@ -5,7 +5,7 @@ use super::answers::{Answer, table};
 use super::pb::google;
 use super::{ConfigError, Notices, ProblemKind};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -287,10 +287,16 @@ impl Context {
     /// Ends the conversion of one resource: the problems that were recorded and the one that ended it come out here.
     pub(super) fn finish<T>(&mut self, converted: Result<T>) -> Result<T> {
         let problems = std::mem::take(self.problems.get_mut());
-        match (converted, ConfigError::all(problems)) {
-            (Ok(value), None) => Ok(value),
-            (Ok(_), Some(recorded)) => Err(recorded),
-            (Err(last), recorded) => Err(ConfigError::all(recorded.into_iter().chain([last.clone()])).unwrap_or(last)),
+        let (value, last) = match converted {
+            Ok(value) => (Some(value), None),
+            Err(error) => (None, Some(error)),
+        };
+        let problems = said_once(problems.into_iter().chain(last.into_iter().flat_map(ConfigError::into_problems)));
+        match (value, ConfigError::all(problems)) {
+            (Some(value), None) => Ok(value),
+            (_, Some(problems)) => Err(problems),
+            // an error cannot be lost: what is left out is said by another
+            (None, None) => Err(self.error("cannot be converted")),
         }
     }
 
@@ -302,6 +308,27 @@ impl Context {
             (false, false) => format!("{}.{field}", self.path),
         }
     }
+}
+
+/// Leaves out what conversion says of fields that the API's rules or the table of answers refuse already.
+fn said_once(problems: impl Iterator<Item = ConfigError>) -> Vec<ConfigError> {
+    let problems: Vec<ConfigError> = problems.collect();
+    let of_kind = |kind| problems.iter().filter(move |p| p.kind == kind).map(|p| p.path.as_str());
+    let ruled: HashSet<&str> = of_kind(ProblemKind::Rule).collect();
+    let refused: HashSet<&str> = of_kind(ProblemKind::Unsupported).collect();
+    let known = |problem: &ConfigError| {
+        let path = problem.path.as_str();
+        let mut above = path.match_indices(['.', '[']).map(|(at, _)| &path[..at]);
+        problem.kind == ProblemKind::Invalid
+            && (ruled.contains(path)
+                || refused.contains(path)
+                || above.any(|holder| refused.contains(holder))
+                // a oneof without a member is its message's problem to the rules, and a field's to conversion
+                || problem.message.starts_with("is missing")
+                    && path.rsplit_once('.').is_some_and(|(holder, _)| ruled.contains(holder)))
+    };
+    let keep: Vec<bool> = problems.iter().map(|problem| !known(problem)).collect();
+    problems.into_iter().zip(keep).filter_map(|(problem, keep)| keep.then_some(problem)).collect()
 }
 
 #[cfg(test)]

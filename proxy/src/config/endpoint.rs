@@ -78,16 +78,13 @@ fn walk<T>(
     Ok((cluster_name, localities, overprovisioning_factor))
 }
 
-fn load_policy(message: endpoint::cluster_load_assignment::Policy, cx: &mut Context) -> Result<u32> {
+fn load_policy(message: endpoint::cluster_load_assignment::Policy, cx: &Context) -> Result<u32> {
     let endpoint::cluster_load_assignment::Policy {
-        drop_overloads,
+        drop_overloads: _,
         overprovisioning_factor,
-        endpoint_stale_after,
-        weighted_priority_health,
+        endpoint_stale_after: _,
+        weighted_priority_health: _,
     } = message;
-    cx.no_effect("drop_overloads", &drop_overloads, "no share of the traffic is dropped");
-    cx.no_effect("endpoint_stale_after", &endpoint_stale_after, "endpoints stay until the next assignment");
-    cx.no_effect("weighted_priority_health", &weighted_priority_health, "the health of a priority counts endpoints");
     match overprovisioning_factor.map(|v| v.value) {
         Some(0) => Err(cx.error_at("overprovisioning_factor", "found 0, expected more than 0")),
         other => Ok(other.unwrap_or(OVERPROVISIONING_FACTOR)),
@@ -103,15 +100,13 @@ fn locality<T>(
     use endpoint::locality_lb_endpoints::{LbConfig, LbEndpointList};
     let endpoint::LocalityLbEndpoints {
         locality,
-        metadata,
+        metadata: _,
         lb_endpoints,
         load_balancing_weight,
         priority,
-        proximity,
+        proximity: _,
         lb_config,
     } = message;
-    cx.no_effect("metadata", &metadata, "no policy reads the metadata of a locality");
-    cx.no_effect("proximity", &proximity, "localities are not ranked by proximity");
     if priority > MAX_PRIORITY {
         return Err(cx.error_at("priority", format!("found {priority}, expected at most {MAX_PRIORITY}")));
     }
@@ -150,14 +145,14 @@ fn lb_endpoint<T>(
             cx.error_at("endpoint_name", format!("found {name:?}, expected a name of named_endpoints"))
         })?,
     };
-    let endpoint::Endpoint { address, health_check_config, hostname, additional_addresses, observability_name } =
-        endpoint;
-    let (place, _) = cx.at("endpoint", |cx| {
-        cx.no_effect("health_check_config", &health_check_config, "there is no active health checking yet");
-        cx.no_effect("additional_addresses", &additional_addresses, "only the first address is used");
-        cx.no_effect("observability_name", &observability_name, "endpoints are shown by address");
-        place(address, "address", cx)
-    })?;
+    let endpoint::Endpoint {
+        address,
+        health_check_config: _,
+        hostname,
+        additional_addresses: _,
+        observability_name: _,
+    } = endpoint;
+    let (place, _) = cx.at("endpoint", |cx| place(address, "address", cx))?;
     let weight = load_balancing_weight.map_or(1, |v| v.value);
     if weight == 0 {
         return Err(cx.error_at("load_balancing_weight", "found 0, expected at least 1"));
@@ -170,7 +165,7 @@ fn lb_endpoint<T>(
         core::HealthStatus::Timeout => HealthStatus::Timeout,
         core::HealthStatus::Degraded => HealthStatus::Degraded,
     };
-    let fields = metadata(endpoint_metadata, cx);
+    let fields = metadata(endpoint_metadata);
     let endpoint = Endpoint {
         address: Address::Socket(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))),
         hostname: hostname.into(),

@@ -45,9 +45,9 @@ impl Canonical {
     }
 
     fn metadata(&mut self, message: Option<core::Metadata>) {
-        self.optional(message, |this, core::Metadata { filter_metadata, typed_filter_metadata }| {
-            this.map(filter_metadata, |this, fields| this.structure(Some(fields)));
-            this.map(typed_filter_metadata, |this, any| this.message(&any));
+        self.optional(message, |this, message| {
+            this.map(message.filter_metadata, |this, fields| this.structure(Some(fields)));
+            this.map(message.typed_filter_metadata, |this, any| this.message(&any));
         });
     }
 

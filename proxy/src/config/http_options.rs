@@ -28,15 +28,13 @@ pub(super) fn common(message: core::HttpProtocolOptions, cx: &mut Context) -> Re
     let core::HttpProtocolOptions {
         idle_timeout,
         max_connection_duration,
-        max_connection_duration_jitter,
+        max_connection_duration_jitter: _,
         max_headers_count,
-        max_response_headers_kb,
+        max_response_headers_kb: _,
         max_stream_duration,
         headers_with_underscores_action,
         max_requests_per_connection,
     } = message;
-    cx.no_effect("max_connection_duration_jitter", &max_connection_duration_jitter, "durations have no jitter");
-    cx.no_effect("max_response_headers_kb", &max_response_headers_kb, "the built-in bound of response headers holds");
     let max_headers_count = max_headers_count.map_or(100, |v| v.value);
     if max_headers_count == 0 {
         return Err(cx.error_at("max_headers_count", "found 0, expected at least 1"));
@@ -59,33 +57,18 @@ pub(super) fn common(message: core::HttpProtocolOptions, cx: &mut Context) -> Re
 
 pub(super) fn http1(message: core::Http1ProtocolOptions, cx: &mut Context) -> Result<Http1Options> {
     let core::Http1ProtocolOptions {
-        allow_absolute_url,
+        allow_absolute_url: _,
         accept_http_10,
         default_host_for_http_10,
         header_key_format,
         enable_trailers,
-        // Read by nobody: requests with both headers are always accepted, and go on without the length.
         allow_chunked_length: _,
-        override_stream_error_on_invalid_http_message,
-        send_fully_qualified_url,
-        use_balsa_parser,
-        allow_custom_methods,
-        ignore_http_11_upgrade,
+        override_stream_error_on_invalid_http_message: _,
+        send_fully_qualified_url: _,
+        use_balsa_parser: _,
+        allow_custom_methods: _,
+        ignore_http_11_upgrade: _,
     } = message;
-    if allow_absolute_url.is_some_and(|v| !v.value) {
-        cx.warn("allow_absolute_url", "absolute request targets are accepted");
-    }
-    cx.no_effect_flag(
-        "override_stream_error_on_invalid_http_message",
-        &override_stream_error_on_invalid_http_message,
-        "a connection with an invalid HTTP/1 message is closed",
-    );
-    cx.no_effect("send_fully_qualified_url", &send_fully_qualified_url, "request targets are sent as paths");
-    if use_balsa_parser.is_some_and(|v| !v.value) {
-        cx.warn("use_balsa_parser", "there is one HTTP/1 parser");
-    }
-    cx.no_effect("allow_custom_methods", &allow_custom_methods, "what methods are accepted cannot be chosen");
-    cx.no_effect("ignore_http_11_upgrade", &ignore_http_11_upgrade, "upgrades are judged by upgrade_configs alone");
     let default_host_for_http_10 = (!default_host_for_http_10.is_empty())
         .then(|| header_value(&default_host_for_http_10, "default_host_for_http_10", cx))
         .transpose()?;
@@ -105,15 +88,12 @@ fn header_case(message: core::http1_protocol_options::HeaderKeyFormat, cx: &mut 
         None => Ok(HeaderCase::Lower),
         Some(HeaderFormat::ProperCaseWords(ProperCaseWords {})) => Ok(HeaderCase::Proper),
         Some(HeaderFormat::StatefulFormatter(extension)) => cx.at("stateful_formatter", |cx| {
-            let (_, config) = any::typed_config(extension, cx)?;
-            let PreserveCaseFormatterConfig { forward_reason_phrase, formatter_type_on_envoy_headers } =
+            let (name, config) = any::typed_config(extension, cx)?;
+            if !cx.extension(&name, &any::inner_type(&config, cx)?)? {
+                return Ok(HeaderCase::Lower);
+            }
+            let PreserveCaseFormatterConfig { forward_reason_phrase: _, formatter_type_on_envoy_headers: _ } =
                 any::unpack(config, cx)?;
-            cx.no_effect("forward_reason_phrase", &forward_reason_phrase, "reason phrases are written anew");
-            cx.no_effect(
-                "formatter_type_on_envoy_headers",
-                &formatter_type_on_envoy_headers,
-                "added headers are written in lower case",
-            );
             Ok(HeaderCase::Preserve)
         }),
     }
@@ -126,56 +106,24 @@ pub(super) fn http2(message: core::Http2ProtocolOptions, cx: &mut Context) -> Re
         initial_stream_window_size,
         initial_connection_window_size,
         allow_connect,
-        allow_metadata,
-        max_outbound_frames,
-        max_outbound_control_frames,
-        max_consecutive_inbound_frames_with_empty_payload,
-        max_inbound_priority_frames_per_stream,
-        max_inbound_window_update_frames_per_data_frame_sent,
-        stream_error_on_invalid_http_messaging,
-        override_stream_error_on_invalid_http_message,
-        custom_settings_parameters,
+        allow_metadata: _,
+        max_outbound_frames: _,
+        max_outbound_control_frames: _,
+        max_consecutive_inbound_frames_with_empty_payload: _,
+        max_inbound_priority_frames_per_stream: _,
+        max_inbound_window_update_frames_per_data_frame_sent: _,
+        stream_error_on_invalid_http_messaging: _,
+        override_stream_error_on_invalid_http_message: _,
+        custom_settings_parameters: _,
         connection_keepalive,
-        use_oghttp2_codec,
-        max_metadata_size,
-        enable_huffman_encoding,
-        max_header_field_size_kb,
-        disallow_obs_text,
-        stream_reset_burst,
-        stream_reset_rate,
+        use_oghttp2_codec: _,
+        max_metadata_size: _,
+        enable_huffman_encoding: _,
+        max_header_field_size_kb: _,
+        disallow_obs_text: _,
+        stream_reset_burst: _,
+        stream_reset_rate: _,
     } = message;
-    const BUILT_IN: &str = "the built-in bound holds";
-    cx.no_effect("allow_metadata", &allow_metadata, "METADATA frames are ignored");
-    cx.no_effect("max_outbound_frames", &max_outbound_frames, BUILT_IN);
-    cx.no_effect("max_outbound_control_frames", &max_outbound_control_frames, BUILT_IN);
-    cx.no_effect(
-        "max_consecutive_inbound_frames_with_empty_payload",
-        &max_consecutive_inbound_frames_with_empty_payload,
-        BUILT_IN,
-    );
-    cx.no_effect("max_inbound_priority_frames_per_stream", &max_inbound_priority_frames_per_stream, BUILT_IN);
-    cx.no_effect(
-        "max_inbound_window_update_frames_per_data_frame_sent",
-        &max_inbound_window_update_frames_per_data_frame_sent,
-        BUILT_IN,
-    );
-    cx.no_effect("custom_settings_parameters", &custom_settings_parameters, "no other SETTINGS are sent");
-    cx.no_effect_flag("use_oghttp2_codec", &use_oghttp2_codec, "there is one HTTP/2 codec");
-    cx.no_effect("max_metadata_size", &max_metadata_size, "METADATA frames are ignored");
-    if enable_huffman_encoding.is_some_and(|v| !v.value) {
-        cx.warn("enable_huffman_encoding", "headers are Huffman-coded where that is shorter");
-    }
-    cx.no_effect("max_header_field_size_kb", &max_header_field_size_kb, "the bound of all headers holds for each");
-    cx.no_effect_flag("disallow_obs_text", &disallow_obs_text, "header values may have bytes above 127");
-    cx.no_effect("stream_reset_burst", &stream_reset_burst, BUILT_IN);
-    cx.no_effect("stream_reset_rate", &stream_reset_rate, BUILT_IN);
-    const STREAM_ERROR: &str = "an invalid message is judged by the HTTP/2 library";
-    cx.no_effect("stream_error_on_invalid_http_messaging", &stream_error_on_invalid_http_messaging, STREAM_ERROR);
-    cx.no_effect_flag(
-        "override_stream_error_on_invalid_http_message",
-        &override_stream_error_on_invalid_http_message,
-        STREAM_ERROR,
-    );
     let defaults = Http2Options::default();
     let max_concurrent_streams = max_concurrent_streams.map_or(defaults.max_concurrent_streams, |v| v.value);
     if !(1..=0x7fff_ffff).contains(&max_concurrent_streams) {
@@ -208,9 +156,7 @@ pub(super) fn http2(message: core::Http2ProtocolOptions, cx: &mut Context) -> Re
 }
 
 fn keepalive(message: core::KeepaliveSettings, cx: &mut Context) -> Result<Http2Keepalive> {
-    let core::KeepaliveSettings { interval, timeout, interval_jitter, connection_idle_interval } = message;
-    cx.no_effect("interval_jitter", &interval_jitter, "pings have no jitter");
-    cx.no_effect("connection_idle_interval", &connection_idle_interval, "idle connections are not pinged before reuse");
+    let core::KeepaliveSettings { interval, timeout, interval_jitter: _, connection_idle_interval: _ } = message;
     let timeout = cx.positive("timeout", timeout)?;
     Ok(Http2Keepalive { interval: cx.positive("interval", interval)?, timeout: cx.required("timeout", timeout)? })
 }

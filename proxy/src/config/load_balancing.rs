@@ -1,19 +1,15 @@
 //! How a cluster picks endpoints: `lb_policy` and its configurations, or the typed list that replaces them.
 
+use super::answers::table;
 use super::any;
 use super::context::{Context, Result};
 use super::model::LbPolicy;
 use super::pb::{cluster, core, extensions, google};
 use extensions::load_balancing_policies as policies;
 
-const PACKAGE: &str = "envoy.extensions.load_balancing_policies";
-
 /// Envoy's defaults of least request.
 const CHOICE_COUNT: u32 = 2;
 const ACTIVE_REQUEST_BIAS: f64 = 1.0;
-
-const NO_SLOW_START: &str = "new endpoints get their full share at once";
-const NO_LOCALITIES: &str = "localities have no weights and no preference of zone yet";
 
 /// What `lb_policy` and its oneof ask for.
 pub(super) fn by_enum(
@@ -23,14 +19,12 @@ pub(super) fn by_enum(
 ) -> Result<LbPolicy> {
     use cluster::cluster::{LbConfig, LbPolicy as Policy, LeastRequestLbConfig, RoundRobinLbConfig};
     match (policy, config) {
-        (Policy::RoundRobin, Some(LbConfig::RoundRobinLbConfig(RoundRobinLbConfig { slow_start_config }))) => {
-            cx.no_effect("round_robin_lb_config.slow_start_config", &slow_start_config, NO_SLOW_START);
+        (Policy::RoundRobin, Some(LbConfig::RoundRobinLbConfig(RoundRobinLbConfig { slow_start_config: _ }))) => {
             Ok(LbPolicy::RoundRobin)
         }
         (Policy::LeastRequest, Some(LbConfig::LeastRequestLbConfig(config))) => {
             cx.at("least_request_lb_config", |cx| {
-                let LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config } = config;
-                cx.no_effect("slow_start_config", &slow_start_config, NO_SLOW_START);
+                let LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config: _ } = config;
                 least_request(choice_count, active_request_bias, cx)
             })
         }
@@ -62,9 +56,9 @@ pub(super) fn by_list(message: cluster::LoadBalancingPolicy, cx: &mut Context) -
         let cluster::load_balancing_policy::Policy { typed_extension_config } = policy;
         let found = cx.at(&format!("policies[{i}].typed_extension_config"), |cx| {
             let extension = cx.required("", typed_extension_config)?;
-            let (_, config) = any::typed_config(extension, cx)?;
+            let (name, config) = any::typed_config(extension, cx)?;
             let kind = any::inner_type(&config, cx)?;
-            let policy = typed_policy(&kind, config, cx)?;
+            let policy = typed_policy(&name, &kind, config, cx)?;
             if policy.is_none() {
                 unknown.push(kind);
             }
@@ -80,41 +74,41 @@ pub(super) fn by_list(message: cluster::LoadBalancingPolicy, cx: &mut Context) -
     ))
 }
 
-fn typed_policy(kind: &str, config: google::Any, cx: &mut Context) -> Result<Option<LbPolicy>> {
-    let Some(name) = kind.strip_prefix(PACKAGE) else { return Ok(None) };
-    Ok(Some(match name {
-        ".round_robin.v3.RoundRobin" => {
-            let policies::round_robin::v3::RoundRobin { slow_start_config, locality_lb_config } =
+fn typed_policy(name: &str, kind: &str, config: google::Any, cx: &mut Context) -> Result<Option<LbPolicy>> {
+    Ok(Some(match kind {
+        "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin" => {
+            let policies::round_robin::v3::RoundRobin { slow_start_config: _, locality_lb_config: _ } =
                 any::unpack(config, cx)?;
-            cx.no_effect("slow_start_config", &slow_start_config, NO_SLOW_START);
-            cx.no_effect("locality_lb_config", &locality_lb_config, NO_LOCALITIES);
             LbPolicy::RoundRobin
         }
-        ".random.v3.Random" => {
-            let policies::random::v3::Random { locality_lb_config } = any::unpack(config, cx)?;
-            cx.no_effect("locality_lb_config", &locality_lb_config, NO_LOCALITIES);
+        "envoy.extensions.load_balancing_policies.random.v3.Random" => {
+            let policies::random::v3::Random { locality_lb_config: _ } = any::unpack(config, cx)?;
             LbPolicy::Random
         }
-        ".cluster_provided.v3.ClusterProvided" => {
+        "envoy.extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided" => {
             let policies::cluster_provided::v3::ClusterProvided {} = any::unpack(config, cx)?;
             LbPolicy::ClusterProvided
         }
-        ".least_request.v3.LeastRequest" => {
+        "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest" => {
             let policies::least_request::v3::LeastRequest {
                 choice_count,
                 active_request_bias,
-                slow_start_config,
-                locality_lb_config,
-                enable_full_scan,
-                selection_method,
+                slow_start_config: _,
+                locality_lb_config: _,
+                enable_full_scan: _,
+                selection_method: _,
             } = any::unpack(config, cx)?;
-            cx.no_effect("slow_start_config", &slow_start_config, NO_SLOW_START);
-            cx.no_effect("locality_lb_config", &locality_lb_config, NO_LOCALITIES);
-            cx.no_effect_flag("enable_full_scan", &enable_full_scan, "choice_count endpoints are compared");
-            cx.no_effect("selection_method", &selection_method, "choice_count endpoints are compared");
             least_request(choice_count, active_request_bias, cx)?
         }
-        _ => return Ok(None),
+        // As Envoy passes over what it does not know: such a list ends with what every proxy has.
+        _ if table().find(kind).is_none() => {
+            cx.warn("", format!("{name} ({kind}) does not exist here: the next policy of the list is used"));
+            return Ok(None);
+        }
+        _ => {
+            cx.extension(name, kind)?;
+            return Ok(None);
+        }
     }))
 }
 

@@ -16,6 +16,7 @@ mod access_log;
 mod address;
 mod any;
 mod bootstrap;
+mod checked;
 mod cluster;
 mod dns;
 mod endpoint;
@@ -42,13 +43,15 @@ mod upstream_http;
 #[cfg(test)]
 mod tests;
 
+pub use checked::{StaticResources, resources_of};
 pub use context::Context;
 pub use error::{ConfigError, Notices, ProblemKind, both, each_of};
-pub use static_resources::{StaticResources, resources_of, static_resources};
+pub use static_resources::static_resources;
 
 use model::{ClusterConfig, ListenerConfig, LoadAssignment, RouteConfig, SecretConfig};
 use prost::Name;
 use std::sync::Arc;
+use xds_protos::Descriptors;
 
 /// Type URLs of the resources that [`decode`] reads.
 pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
@@ -86,6 +89,7 @@ impl Resource {
 /// Bytes that are no such message, a type that is not supported, and all that the conversion of the type refuses.
 pub fn decode(type_url: &str, bytes: &[u8], cx: &mut Context) -> Result<Resource, ConfigError> {
     examine(any::type_name(type_url), bytes, cx)?;
+    refuse_deprecated(cx);
     match type_url {
         CLUSTER => cluster(any::decode(bytes, cx)?, cx).map(|c| Resource::Cluster(Arc::new(c))),
         LISTENER => {
@@ -140,6 +144,7 @@ pub fn check_bootstrap(bytes: &[u8], cx: &mut Context) -> Checked {
         examine(&pb::bootstrap::Bootstrap::full_name(), bytes, cx)?;
         bootstrap::bootstrap(message, &mut resources, cx)
     });
+    refuse_deprecated(cx);
     let (bootstrap, last) = match converted {
         Ok(bootstrap) => (Some(bootstrap), Ok(())),
         Err(error) => (None, Err(error)),
@@ -147,8 +152,13 @@ pub fn check_bootstrap(bytes: &[u8], cx: &mut Context) -> Checked {
     Checked { bootstrap, resources, problems: cx.finish(last).err() }
 }
 
-/// What the table of answers says of a message: notices and refusals, into the context.
+/// What the API's own rules and the table of answers say of a message: notices and refusals, into the context.
 fn examine(full_name: &str, bytes: &[u8], cx: &mut Context) -> Result<(), ConfigError> {
+    let violations = Descriptors::shared().violations(full_name, bytes).unwrap_or_default();
+    cx.record_all(violations.into_iter().map(|violation| {
+        let message = violation.to_string();
+        ConfigError::new(violation.path, message).of_kind(ProblemKind::Rule)
+    }));
     let found = answers::walk(full_name, bytes);
     for (path, meaning) in found.warned {
         cx.warn(&path, meaning);
@@ -159,6 +169,20 @@ fn examine(full_name: &str, bytes: &[u8], cx: &mut Context) -> Result<(), Config
         ConfigError::new(path, format!("is not supported: {reason}")).of_kind(ProblemKind::Unsupported)
     }));
     Ok(())
+}
+
+/// Refuses deprecated fields that Envoy refuses unless runtime values allow them. Called once those are known.
+fn refuse_deprecated(cx: &mut Context) {
+    let all = cx.runtime_flag("envoy.features.enable_all_deprecated_features", false);
+    let allowed = |name: &str| all || cx.runtime_flag(&format!("envoy.deprecated_features:{name}"), false);
+    let refused: Vec<ConfigError> = cx
+        .notices
+        .deprecated
+        .iter()
+        .filter(|field| field.disallowed && !allowed(&field.full_name))
+        .map(|field| ConfigError::new(field.path.clone(), field.to_string()).of_kind(ProblemKind::Rule))
+        .collect();
+    cx.record_all(refused);
 }
 
 /// Converts a cluster.

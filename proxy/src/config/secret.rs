@@ -21,10 +21,8 @@ pub(super) fn secret(message: tls::Secret, cx: &mut Context) -> Result<SecretCon
         Type::ValidationContext(message) => {
             SecretKind::Validation(Arc::new(cx.at("validation_context", |cx| validation_context(message, cx))?))
         }
-        Type::SessionTicketKeys(_) => {
-            return Err(cx.error_at("session_ticket_keys", "is not supported: tickets have keys of this process"));
-        }
-        Type::GenericSecret(_) => return Err(cx.error_at("generic_secret", "is not supported: no filter reads one")),
+        Type::SessionTicketKeys(_) => return Err(cx.error_at("session_ticket_keys", "is not supported")),
+        Type::GenericSecret(_) => return Err(cx.error_at("generic_secret", "is not supported")),
     };
     Ok(SecretConfig { name: name.into(), kind })
 }
@@ -33,21 +31,14 @@ pub(super) fn certificate(message: tls::TlsCertificate, cx: &mut Context) -> Res
     let tls::TlsCertificate {
         certificate_chain,
         private_key,
-        pkcs12,
-        watched_directory,
-        private_key_provider,
-        password,
-        ocsp_staple,
-        signed_certificate_timestamp,
-        tls_params,
+        pkcs12: _,
+        watched_directory: _,
+        private_key_provider: _,
+        password: _,
+        ocsp_staple: _,
+        signed_certificate_timestamp: _,
+        tls_params: _,
     } = message;
-    cx.refuse("pkcs12", &pkcs12, "expected certificate_chain and private_key in PEM")?;
-    cx.refuse("private_key_provider", &private_key_provider, "keys are used in this process, from private_key")?;
-    cx.refuse("password", &password, "private keys must not be encrypted")?;
-    cx.refuse("tls_params", &tls_params, "parameters hold for the whole context, not for one certificate")?;
-    cx.no_effect("watched_directory", &watched_directory, "files are read once; a change needs a new push or SDS");
-    cx.no_effect("ocsp_staple", &ocsp_staple, "no OCSP response is stapled");
-    cx.no_effect("signed_certificate_timestamp", &signed_certificate_timestamp, "no timestamps are sent");
     Ok(TlsCertificate {
         chain: required_source("certificate_chain", certificate_chain, cx)?,
         key: required_source("private_key", private_key, cx)?,
@@ -71,42 +62,27 @@ pub(super) fn validation_context(
     use tls::certificate_validation_context::TrustChainVerification;
     let tls::CertificateValidationContext {
         trusted_ca,
-        ca_certificate_provider_instance,
-        system_root_certs,
-        watched_directory,
+        ca_certificate_provider_instance: _,
+        system_root_certs: _,
+        watched_directory: _,
         verify_certificate_spki,
         verify_certificate_hash,
         match_typed_subject_alt_names,
         match_subject_alt_names,
-        require_signed_certificate_timestamp,
+        require_signed_certificate_timestamp: _,
         crl,
         allow_expired_certificate,
         trust_chain_verification,
-        custom_validator_config,
-        only_verify_leaf_cert_crl,
+        custom_validator_config: _,
+        only_verify_leaf_cert_crl: _,
         max_verify_depth,
-        suppress_client_ca_list,
+        suppress_client_ca_list: _,
     } = message;
-    cx.refuse(
-        "ca_certificate_provider_instance",
-        &ca_certificate_provider_instance,
-        "there are no certificate providers",
-    )?;
-    cx.refuse("system_root_certs", &system_root_certs, "name the bundle in trusted_ca")?;
-    cx.refuse_flag(
-        "require_signed_certificate_timestamp",
-        &require_signed_certificate_timestamp,
-        "timestamps are not verified",
-    )?;
-    cx.refuse("custom_validator_config", &custom_validator_config, "there are no custom validators")?;
-    cx.refuse("only_verify_leaf_cert_crl", &only_verify_leaf_cert_crl, "revocation is checked for the whole chain")?;
     if let Some(depth) = max_verify_depth.map(|v| v.value).filter(|depth| *depth < VERIFIER_DEPTH) {
         return Err(
             cx.error_at("max_verify_depth", format!("found {depth}, expected {VERIFIER_DEPTH} or more, or absent"))
         );
     }
-    cx.no_effect("watched_directory", &watched_directory, "files are read once; a change needs a new push or SDS");
-    cx.no_effect("suppress_client_ca_list", &suppress_client_ca_list, "the names of the CAs are sent to clients");
     if !match_typed_subject_alt_names.is_empty() && !match_subject_alt_names.is_empty() {
         return Err(cx.error_at(
             "match_subject_alt_names",
@@ -135,7 +111,7 @@ pub(super) fn validation_context(
 
 fn typed_san(message: tls::SubjectAltNameMatcher, cx: &mut Context) -> Result<SanMatcher> {
     use tls::subject_alt_name_matcher::SanType;
-    let tls::SubjectAltNameMatcher { san_type, matcher, oid } = message;
+    let tls::SubjectAltNameMatcher { san_type, matcher, oid: _ } = message;
     let kind = match cx.enumeration::<SanType>("san_type", san_type)? {
         SanType::Email => SanKind::Email,
         SanType::Dns => SanKind::Dns,
@@ -146,7 +122,6 @@ fn typed_san(message: tls::SubjectAltNameMatcher, cx: &mut Context) -> Result<Sa
             return Err(cx.error_at("san_type", format!("found {found}, expected EMAIL, DNS, URI or IP_ADDRESS")));
         }
     };
-    cx.refuse("oid", &oid, "only names of type OTHER_NAME have one")?;
     let matcher = cx.required("matcher", matcher)?;
     Ok(SanMatcher { kind: Some(kind), matcher: cx.at("matcher", |cx| string_match(matcher, cx))? })
 }
@@ -214,17 +189,6 @@ mod tests {
             "match_typed_subject_alt_names[0].san_type: found OTHER_NAME, expected EMAIL, DNS, URI or IP_ADDRESS"
         );
         assert!(cx.notices.warnings.is_empty());
-    }
-
-    #[test]
-    fn what_guards_security_and_is_not_checked_is_refused() {
-        let mut cx = Context::default();
-        let message = tls::CertificateValidationContext { only_verify_leaf_cert_crl: true, ..Default::default() };
-        let converted = validation_context(message, &mut cx);
-        assert_eq!(
-            cx.finish(converted).unwrap_err().to_string(),
-            "only_verify_leaf_cert_crl: is not supported: revocation is checked for the whole chain"
-        );
     }
 
     #[test]

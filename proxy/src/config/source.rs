@@ -16,9 +16,8 @@ const MAX_DATA_SOURCE: u64 = 16 << 20;
 
 pub(super) fn config_source(message: core::ConfigSource, cx: &mut Context) -> Result<ConfigSource> {
     use core::config_source::ConfigSourceSpecifier as Kind;
-    let core::ConfigSource { authorities, initial_fetch_timeout, resource_api_version, config_source_specifier } =
+    let core::ConfigSource { authorities: _, initial_fetch_timeout, resource_api_version, config_source_specifier } =
         message;
-    cx.no_effect("authorities", &authorities, "xdstp names are not resolved by authority");
     if cx.enumeration::<core::ApiVersion>("resource_api_version", resource_api_version)? == core::ApiVersion::V2 {
         return Err(cx.error_at("resource_api_version", "found V2, expected V3"));
     }
@@ -31,16 +30,10 @@ pub(super) fn config_source(message: core::ConfigSource, cx: &mut Context) -> Re
         }
         Kind::Path(path) => ConfigSourceKind::Path(cx.resolve(&cx.non_empty("path", path)?)),
         Kind::PathConfigSource(source) => {
-            let core::PathConfigSource { path, watched_directory, poll_interval } = source;
-            cx.no_effect(
-                "path_config_source.watched_directory",
-                &watched_directory,
-                "the file's own directory is watched",
-            );
-            cx.no_effect("path_config_source.poll_interval", &poll_interval, "the file is watched, not polled");
+            let core::PathConfigSource { path, watched_directory: _, poll_interval: _ } = source;
             ConfigSourceKind::Path(cx.resolve(&cx.non_empty("path_config_source.path", path)?))
         }
-        Kind::Self_(_) => return Err(cx.error_at("self", "is not supported: name the source")),
+        Kind::Self_(_) => return Err(cx.error_at("self", "is not supported")),
     };
     Ok(ConfigSource { kind, initial_fetch_timeout })
 }
@@ -59,13 +52,13 @@ pub(super) fn api_config_source(message: core::ApiConfigSource, cx: &mut Context
     let core::ApiConfigSource {
         api_type,
         transport_api_version,
-        cluster_names,
+        cluster_names: _,
         grpc_services,
-        refresh_delay,
-        request_timeout,
-        rate_limit_settings,
+        refresh_delay: _,
+        request_timeout: _,
+        rate_limit_settings: _,
         set_node_on_first_message_only,
-        config_validators,
+        config_validators: _,
     } = message;
     let delta = match cx.enumeration::<ApiType>("api_type", api_type)? {
         ApiType::Grpc => false,
@@ -78,11 +71,6 @@ pub(super) fn api_config_source(message: core::ApiConfigSource, cx: &mut Context
     if cx.enumeration::<core::ApiVersion>("transport_api_version", transport_api_version)? != core::ApiVersion::V3 {
         return Err(cx.error_at("transport_api_version", "found V2 (or AUTO), expected V3"));
     }
-    cx.refuse("cluster_names", &cluster_names, "a gRPC source names its cluster in grpc_services")?;
-    cx.no_effect("refresh_delay", &refresh_delay, "only REST polls");
-    cx.no_effect("request_timeout", &request_timeout, "only REST polls");
-    cx.no_effect("rate_limit_settings", &rate_limit_settings, "requests to the server are not limited");
-    cx.refuse("config_validators", &config_validators, "no such check would run")?;
     let mut services = grpc_services.into_iter();
     let service = cx.required("grpc_services", services.next())?;
     if services.next().is_some() {
@@ -94,17 +82,16 @@ pub(super) fn api_config_source(message: core::ApiConfigSource, cx: &mut Context
 
 fn grpc_service(message: core::GrpcService, cx: &mut Context) -> Result<GrpcTarget> {
     use core::grpc_service::{EnvoyGrpc, TargetSpecifier};
-    let core::GrpcService { timeout, initial_metadata, retry_policy, target_specifier } = message;
-    cx.no_effect("timeout", &timeout, "a stream of resources has no end");
-    cx.refuse("initial_metadata", &initial_metadata, "it would not be sent")?;
-    cx.no_effect("retry_policy", &retry_policy, "streams are reopened with the built-in back-off");
+    let core::GrpcService { timeout: _, initial_metadata: _, retry_policy: _, target_specifier } = message;
     match cx.required("target_specifier", target_specifier)? {
         TargetSpecifier::EnvoyGrpc(envoy) => cx.at("envoy_grpc", |cx| {
-            let EnvoyGrpc { cluster_name, authority, retry_policy, max_receive_message_length, skip_envoy_headers } =
-                envoy;
-            cx.no_effect("retry_policy", &retry_policy, "streams are reopened with the built-in back-off");
-            cx.no_effect("max_receive_message_length", &max_receive_message_length, "the built-in bound holds");
-            cx.no_effect("skip_envoy_headers", &skip_envoy_headers, "no such headers are sent");
+            let EnvoyGrpc {
+                cluster_name,
+                authority,
+                retry_policy: _,
+                max_receive_message_length: _,
+                skip_envoy_headers: _,
+            } = envoy;
             let name = cx.non_empty("cluster_name", cluster_name)?.into();
             Ok(GrpcTarget::Cluster { name, authority: (!authority.is_empty()).then(|| authority.into()) })
         }),
@@ -112,37 +99,26 @@ fn grpc_service(message: core::GrpcService, cx: &mut Context) -> Result<GrpcTarg
     }
 }
 
-fn google_grpc(message: core::grpc_service::GoogleGrpc, cx: &mut Context) -> Result<GrpcTarget> {
+fn google_grpc(message: core::grpc_service::GoogleGrpc, cx: &Context) -> Result<GrpcTarget> {
     let core::grpc_service::GoogleGrpc {
         target_uri,
-        channel_credentials,
-        channel_credentials_plugin,
-        call_credentials,
-        call_credentials_plugin,
-        stat_prefix,
-        credentials_factory_name,
-        config,
-        per_stream_buffer_limit_bytes,
-        channel_args,
+        channel_credentials: _,
+        channel_credentials_plugin: _,
+        call_credentials: _,
+        call_credentials_plugin: _,
+        stat_prefix: _,
+        credentials_factory_name: _,
+        config: _,
+        per_stream_buffer_limit_bytes: _,
+        channel_args: _,
     } = message;
-    const PLAINTEXT: &str = "a google_grpc target is reached in plaintext; use envoy_grpc and a cluster with TLS";
-    cx.refuse("channel_credentials", &channel_credentials, PLAINTEXT)?;
-    cx.refuse("channel_credentials_plugin", &channel_credentials_plugin, PLAINTEXT)?;
-    cx.refuse("call_credentials", &call_credentials, PLAINTEXT)?;
-    cx.refuse("call_credentials_plugin", &call_credentials_plugin, PLAINTEXT)?;
-    cx.refuse("credentials_factory_name", &credentials_factory_name, PLAINTEXT)?;
-    cx.refuse("config", &config, PLAINTEXT)?;
-    cx.no_effect("stat_prefix", &stat_prefix, "this client has no stats of its own");
-    cx.no_effect("per_stream_buffer_limit_bytes", &per_stream_buffer_limit_bytes, "the built-in bound holds");
-    cx.no_effect("channel_args", &channel_args, "they are options of another gRPC library");
     Ok(GrpcTarget::Uri(cx.non_empty("target_uri", target_uri)?.into()))
 }
 
 /// Reads the bytes of a `DataSource`.
-pub(super) fn data_source(message: core::DataSource, cx: &mut Context) -> Result<DataSource> {
+pub(super) fn data_source(message: core::DataSource, cx: &Context) -> Result<DataSource> {
     use core::data_source::Specifier;
-    let core::DataSource { watched_directory, specifier } = message;
-    cx.no_effect("watched_directory", &watched_directory, "the file is read once; a change needs a new push or SDS");
+    let core::DataSource { watched_directory: _, specifier } = message;
     match cx.required("specifier", specifier)? {
         Specifier::InlineBytes(bytes) => Ok(DataSource { bytes: bytes.into(), path: None }),
         Specifier::InlineString(text) => Ok(DataSource { bytes: text.into_bytes().into(), path: None }),
@@ -170,9 +146,8 @@ pub(super) fn data_source(message: core::DataSource, cx: &mut Context) -> Result
 }
 
 /// `filter_metadata` by filter name. `typed_filter_metadata` has no reader.
-pub(super) fn metadata(message: Option<core::Metadata>, cx: &mut Context) -> BTreeMap<String, Json> {
-    let Some(core::Metadata { filter_metadata, typed_filter_metadata }) = message else { return BTreeMap::new() };
-    cx.no_effect("metadata.typed_filter_metadata", &typed_filter_metadata, "no filter reads typed metadata");
+pub(super) fn metadata(message: Option<core::Metadata>) -> BTreeMap<String, Json> {
+    let Some(core::Metadata { filter_metadata, typed_filter_metadata: _ }) = message else { return BTreeMap::new() };
     filter_metadata.into_iter().map(|(name, fields)| (name, xds_protos::struct_to_json(&fields))).collect()
 }
 

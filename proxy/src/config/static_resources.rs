@@ -1,108 +1,86 @@
-//! The resources that a bootstrap carries itself: converted each by itself, and taken apart for the ledger.
+//! The resources that a bootstrap carries itself, found in its own bytes for the ledger.
 
-use super::cluster::cluster;
-use super::context::{Context, Result};
-use super::listener::listener;
-use super::model::{ClusterConfig, ListenerConfig, SecretConfig};
-use super::pb::bootstrap::{Bootstrap, bootstrap};
-use super::pb::cluster::Cluster;
-use super::secret::secret;
-use prost::Message;
-use std::collections::HashSet;
-use std::sync::Arc;
-use xds_protos::pb::envoy::service::discovery::v3::DiscoveryResponse;
-use xds_protos::pb::google::protobuf::Any;
+use bytes::Bytes;
+use xds_protos::wire::{Raw, take_field};
 
-/// The static resources that could be converted, each with its place in the bootstrap's list.
-#[derive(Debug, Default)]
-pub struct StaticResources {
-    pub clusters: Vec<(usize, Arc<ClusterConfig>)>,
-    pub listeners: Vec<(usize, Arc<ListenerConfig>)>,
-    pub secrets: Vec<(usize, SecretConfig)>,
-    /// Names of all of them, those with problems included, by place.
-    pub cluster_names: Vec<String>,
-    pub listener_names: Vec<String>,
-    pub secret_names: Vec<String>,
+/// `Bootstrap.static_resources`, and in it the lists with the types of their elements.
+const STATIC_RESOURCES: u32 = 2;
+const LISTS: [(u32, &str, &str); 3] =
+    [(1, super::LISTENER, "listeners"), (2, super::CLUSTER, "clusters"), (3, super::SECRET, "secrets")];
+/// Every one of these types has its name in field 1.
+const NAME: u32 = 1;
+
+/// A resource of the bootstrap.
+pub struct StaticResource {
+    pub type_url: &'static str,
+    pub name: String,
+    /// The message: a part of the bootstrap's bytes.
+    pub bytes: Bytes,
+    /// Where it stands, e.g. `static_resources.clusters[0]`.
+    pub path: String,
 }
 
-impl StaticResources {
-    /// Empty clusters of the names whose own clusters have problems: what refers to them is not wrong for that.
-    pub fn stand_ins(&self) -> Vec<ClusterConfig> {
-        let whole: HashSet<usize> = self.clusters.iter().map(|(place, _)| *place).collect();
-        let names =
-            self.cluster_names.iter().enumerate().filter(|(place, name)| !whole.contains(place) && !name.is_empty());
-        let stand_in =
-            |name: &String| cluster(Cluster { name: name.clone(), ..Cluster::default() }, &mut Context::default());
-        names.filter_map(|(_, name)| stand_in(name).ok()).collect()
-    }
-
-    /// What a person calls the resource that a path of the bootstrap leads into: `cluster 'a'`.
-    pub fn name_of(&self, path: &str) -> Option<String> {
-        let (list, rest) = path.strip_prefix("static_resources.")?.split_once('[')?;
-        let (kind, names) = match list {
-            "clusters" => ("cluster", &self.cluster_names),
-            "listeners" => ("listener", &self.listener_names),
-            "secrets" => ("secret", &self.secret_names),
-            _ => return None,
-        };
-        let place: usize = rest.split_once(']')?.0.parse().ok()?;
-        names.get(place).filter(|name| !name.is_empty()).map(|name| format!("{kind} '{name}'"))
-    }
-}
-
-/// Converts each resource, whatever the others say; those with problems are left out and their problems recorded.
-pub(super) fn convert(message: bootstrap::StaticResources, cx: &mut Context) -> StaticResources {
-    let bootstrap::StaticResources { listeners, clusters, secrets } = message;
-    cx.at("static_resources", |cx| {
-        unique("clusters", clusters.iter().map(|c| c.name.as_str()), cx, |name| {
-            format!("cluster manager: duplicate cluster '{name}'")
-        });
-        unique("secrets", secrets.iter().map(|s| s.name.as_str()), cx, |name| {
-            format!("Duplicate static secret name {name}")
-        });
-        StaticResources {
-            cluster_names: clusters.iter().map(|c| c.name.clone()).collect(),
-            listener_names: listeners.iter().map(|l| l.name.clone()).collect(),
-            secret_names: secrets.iter().map(|s| s.name.clone()).collect(),
-            clusters: each("clusters", clusters, cx, |message, cx| cluster(message, cx).map(Arc::new)),
-            listeners: each("listeners", listeners, cx, |message, cx| listener(message, cx).map(Arc::new)),
-            secrets: each("secrets", secrets, cx, secret),
+/// Every static cluster, listener and secret.
+pub fn static_resources(bootstrap: &Bytes) -> Vec<StaticResource> {
+    let mut found = Vec::new();
+    let mut counts = [0; LISTS.len()];
+    for resources in nested(bootstrap, STATIC_RESOURCES) {
+        let mut rest = resources;
+        while let Some((number, raw)) = take_field(&mut rest) {
+            let list = LISTS.iter().position(|(field, ..)| *field == number);
+            let (Some(at), Raw::Bytes(message)) = (list, raw) else { continue };
+            let (_, type_url, list) = LISTS[at];
+            let name =
+                nested(message, NAME).last().map(|name| String::from_utf8_lossy(name)).unwrap_or_default().into_owned();
+            let path = format!("static_resources.{list}[{}]", counts[at]);
+            counts[at] += 1;
+            found.push(StaticResource { type_url, name, bytes: bootstrap.slice_ref(message), path });
         }
-    })
-}
-
-fn each<T, U>(
-    field: &str,
-    messages: Vec<T>,
-    cx: &mut Context,
-    mut convert: impl FnMut(T, &mut Context) -> Result<U>,
-) -> Vec<(usize, U)> {
-    let mut converted = Vec::with_capacity(messages.len());
-    for (place, message) in messages.into_iter().enumerate() {
-        let resource = cx.at(&format!("{field}[{place}]"), |cx| cx.whole(|cx| convert(message, cx)));
-        converted.extend(resource.map(|resource| (place, resource)));
     }
-    converted
+    found
 }
 
-/// Records every name that an earlier resource has already.
-fn unique<'a>(field: &str, names: impl Iterator<Item = &'a str>, cx: &Context, message: impl Fn(&str) -> String) {
-    let mut seen = HashSet::new();
-    // an empty name is another problem, which the resource itself has
-    let twins = names.enumerate().filter(|(_, name)| !name.is_empty() && !seen.insert(*name));
-    cx.record_all(twins.map(|(place, name)| cx.error_at(&format!("{field}[{place}].name"), message(name))));
+/// Every occurrence of a field that holds bytes.
+fn nested(message: &[u8], number: u32) -> Vec<&[u8]> {
+    let mut rest = message;
+    let fields = std::iter::from_fn(|| take_field(&mut rest));
+    fields
+        .filter_map(|field| match field {
+            (found, Raw::Bytes(bytes)) if found == number => Some(bytes),
+            _ => None,
+        })
+        .collect()
 }
 
-/// Type URL, name and message of every static cluster, listener and secret.
-pub fn static_resources(bootstrap: &[u8]) -> Vec<(&'static str, String, Vec<u8>)> {
-    let Some(resources) = Bootstrap::decode(bootstrap).ok().and_then(|b| b.static_resources) else { return Vec::new() };
-    let clusters = resources.clusters.into_iter().map(|c| (super::CLUSTER, c.name.clone(), c.encode_to_vec()));
-    let listeners = resources.listeners.into_iter().map(|l| (super::LISTENER, l.name.clone(), l.encode_to_vec()));
-    let secrets = resources.secrets.into_iter().map(|s| (super::SECRET, s.name.clone(), s.encode_to_vec()));
-    clusters.chain(listeners).chain(secrets).collect()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::pb::bootstrap::Bootstrap;
+    use prost::Message;
+    use xds_protos::pb::envoy::config::cluster::v3::Cluster;
+    use xds_protos::{Descriptors, Format, ParseOptions};
 
-/// The resources of a discovery response.
-pub fn resources_of(response: &[u8]) -> Vec<Any> {
-    DiscoveryResponse::decode(response).map(|response| response.resources).unwrap_or_default()
+    #[test]
+    fn they_are_found_where_they_stand() {
+        let text = "static_resources: { clusters: [{ name: a }, { connect_timeout: 1s, name: b }], secrets: [{ name: s }], listeners: [{ name: l }] }";
+        let options = ParseOptions::default();
+        let (message, parsed) = Descriptors::load().parse_as::<Bootstrap>(text, Format::Yaml, options).unwrap();
+        let bytes = Bytes::from(parsed.bytes);
+        let found = static_resources(&bytes);
+        let names: Vec<(&str, &str)> = found.iter().map(|r| (r.path.as_str(), r.name.as_str())).collect();
+        let mut sorted = names.clone();
+        sorted.sort_unstable();
+        assert_eq!(
+            sorted,
+            [
+                ("static_resources.clusters[0]", "a"),
+                ("static_resources.clusters[1]", "b"),
+                ("static_resources.listeners[0]", "l"),
+                ("static_resources.secrets[0]", "s")
+            ]
+        );
+        let b = found.iter().find(|r| r.name == "b").unwrap();
+        let as_decoded = &message.static_resources.unwrap().clusters[1];
+        assert_eq!(Cluster::decode(b.bytes.clone()).as_ref(), Ok(as_decoded));
+    }
 }

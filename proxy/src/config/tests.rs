@@ -120,7 +120,9 @@ fn istios_clusters_convert() {
         warned.into_iter().collect::<Vec<_>>(),
         [
             "RING_HASH: there is no consistent hashing yet: endpoints are picked at random, nothing sticks to one",
-            "istio.metadata_exchange does not exist here; the peer's workload is not learnt from its connections",
+            "istio.metadata_exchange (envoy.tcp.metadataexchange.config.MetadataExchange) does not exist here: \
+             connections pass it by: the peer's workload is not learnt from its connections",
+            "there is no consistent hashing yet",
         ]
     );
 }
@@ -332,7 +334,7 @@ fn clusters_that_make_no_sense_are_refused() {
         refused(
             "{name: c, transport_socket: {name: x, typed_config: {'@type': type.googleapis.com/google.protobuf.Empty}}}"
         )
-        .starts_with("transport_socket.typed_config: found transport socket x (google.protobuf.Empty)")
+        .starts_with("transport_socket.typed_config: Didn't find a registered implementation for 'x'")
     );
 }
 
@@ -412,24 +414,16 @@ fn what_the_proxy_cannot_act_on_is_said() {
     assert!(manager(defaults).1.is_empty(), "these are what happens");
     let (converted, warnings) = manager(
         ", drain_timeout: 6s, proxy_100_continue: true, \
-         stream_error_on_invalid_http_message: true, \
-         http2_protocol_options: {override_stream_error_on_invalid_http_message: true}",
+         stream_error_on_invalid_http_message: true",
     );
     assert!(converted.is_ok());
     let fields: Vec<&str> = warnings.iter().filter_map(|(path, _)| path.rsplit('.').next()).collect();
-    assert_eq!(
-        fields,
-        [
-            "drain_timeout",
-            "proxy_100_continue",
-            "stream_error_on_invalid_http_message",
-            "override_stream_error_on_invalid_http_message"
-        ]
-    );
+    assert_eq!(fields, ["drain_timeout", "proxy_100_continue", "stream_error_on_invalid_http_message"]);
     let (converted, warnings) = cluster_of(
         "{name: c, connect_timeout: 1s, per_connection_buffer_limit_bytes: 1024, ignore_health_on_host_removal: true, \
          common_http_protocol_options: {max_stream_duration: 1s}, \
-         http_protocol_options: {accept_http_10: true, enable_trailers: true}}",
+         http_protocol_options: {accept_http_10: true, enable_trailers: true}, \
+         http2_protocol_options: {override_stream_error_on_invalid_http_message: true}}",
     );
     assert!(converted.is_ok());
     let fields: Vec<&str> = warnings.iter().map(|(path, _)| path.as_str()).collect();
@@ -437,6 +431,7 @@ fn what_the_proxy_cannot_act_on_is_said() {
         fields,
         [
             "per_connection_buffer_limit_bytes",
+            "http2_protocol_options.override_stream_error_on_invalid_http_message",
             "common_http_protocol_options.max_stream_duration",
             "http_protocol_options.accept_http_10",
             "http_protocol_options.enable_trailers"

@@ -40,12 +40,12 @@ pub(super) fn downstream(message: tls::DownstreamTlsContext, cx: &mut Context) -
     let tls::DownstreamTlsContext {
         common_tls_context,
         require_client_certificate,
-        require_sni,
+        require_sni: _,
         disable_stateful_session_resumption,
-        session_timeout,
+        session_timeout: _,
         ocsp_staple_policy,
-        full_scan_certs_on_sni_mismatch,
-        prefer_client_ciphers,
+        full_scan_certs_on_sni_mismatch: _,
+        prefer_client_ciphers: _,
         session_ticket_keys_type,
     } = message;
     let common =
@@ -53,32 +53,16 @@ pub(super) fn downstream(message: tls::DownstreamTlsContext, cx: &mut Context) -
     if common.certificates == CertificateSource::None {
         return Err(cx.error_at("common_tls_context", "No TLS certificates found for server context"));
     }
-    cx.refuse_flag("require_sni", &require_sni, "clients without SNI are not turned away")?;
     if cx.enumeration::<OcspStaplePolicy>("ocsp_staple_policy", ocsp_staple_policy)?
         != OcspStaplePolicy::LenientStapling
     {
         return Err(cx.error_at("ocsp_staple_policy", "expected LENIENT_STAPLING: no OCSP response is stapled"));
     }
-    cx.no_effect("session_timeout", &session_timeout, "sessions and tickets live as long as the TLS library's default");
-    cx.no_effect_flag(
-        "full_scan_certs_on_sni_mismatch",
-        &full_scan_certs_on_sni_mismatch,
-        "the first certificate is used",
-    );
-    cx.no_effect("prefer_client_ciphers", &prefer_client_ciphers, "our own order decides");
     let disable_stateless_resumption = match session_ticket_keys_type {
         None => false,
         Some(Tickets::DisableStatelessSessionResumption(disable)) => disable,
-        Some(Tickets::SessionTicketKeys(_)) => {
-            cx.warn("session_ticket_keys", "tickets have keys of this process; they are good for this process only");
-            false
-        }
-        Some(Tickets::SessionTicketKeysSdsSecretConfig(_)) => {
-            cx.warn(
-                "session_ticket_keys_sds_secret_config",
-                "tickets have keys of this process; they are good for this process only",
-            );
-            false
+        Some(Tickets::SessionTicketKeys(_) | Tickets::SessionTicketKeysSdsSecretConfig(_)) => {
+            return Err(cx.error_at("session_ticket_keys", "is not supported"));
         }
     };
     Ok(DownstreamTlsConfig {
@@ -95,19 +79,13 @@ pub(super) fn upstream(message: tls::UpstreamTlsContext, cx: &mut Context) -> Re
         sni,
         auto_host_sni,
         auto_sni_san_validation,
-        allow_renegotiation,
+        allow_renegotiation: _,
         max_session_keys,
-        enforce_rsa_key_usage,
+        enforce_rsa_key_usage: _,
     } = message;
     if sni.len() > MAX_SERVER_NAME {
         return Err(cx.error_at("sni", format!("found {} bytes, expected at most {MAX_SERVER_NAME}", sni.len())));
     }
-    cx.no_effect("allow_renegotiation", &allow_renegotiation, "connections are never renegotiated");
-    cx.refuse_flag(
-        "enforce_rsa_key_usage",
-        &enforce_rsa_key_usage,
-        "the key usage of RSA certificates is not checked",
-    )?;
     let common =
         cx.at("common_tls_context", |cx| common_tls(common_tls_context.unwrap_or_default(), Side::Upstream, cx))?;
     if let CertificateSource::Inline(certificates) = &common.certificates
@@ -138,26 +116,15 @@ fn common_tls(message: tls::CommonTlsContext, side: Side, cx: &mut Context) -> R
         tls_params,
         tls_certificates,
         tls_certificate_sds_secret_configs,
-        tls_certificate_provider_instance,
-        custom_tls_certificate_selector,
-        tls_certificate_certificate_provider,
-        tls_certificate_certificate_provider_instance,
+        tls_certificate_provider_instance: _,
+        custom_tls_certificate_selector: _,
+        tls_certificate_certificate_provider: _,
+        tls_certificate_certificate_provider_instance: _,
         alpn_protocols,
-        custom_handshaker,
-        key_log,
+        custom_handshaker: _,
+        key_log: _,
         validation_context_type,
     } = message;
-    const NO_PROVIDERS: &str = "there are no certificate providers";
-    cx.refuse("tls_certificate_provider_instance", &tls_certificate_provider_instance, NO_PROVIDERS)?;
-    cx.refuse("tls_certificate_certificate_provider", &tls_certificate_certificate_provider, NO_PROVIDERS)?;
-    cx.refuse(
-        "tls_certificate_certificate_provider_instance",
-        &tls_certificate_certificate_provider_instance,
-        NO_PROVIDERS,
-    )?;
-    cx.refuse("custom_tls_certificate_selector", &custom_tls_certificate_selector, "there are no such selectors")?;
-    cx.refuse("custom_handshaker", &custom_handshaker, "there are no custom handshakers")?;
-    cx.no_effect("key_log", &key_log, "session keys are never written to a file");
     let parameters = cx.at("tls_params", |cx| tls_parameters(tls_params.unwrap_or_default(), side, cx))?;
     let alpn = cx.each("alpn_protocols", alpn_protocols, |name, cx| match name.len() {
         1..=255 => Ok(name.into_bytes().into_boxed_slice()),
@@ -219,20 +186,9 @@ fn validation(kind: tls::common_tls_context::ValidationContextType, cx: &mut Con
             let CombinedCertificateValidationContext {
                 default_validation_context,
                 validation_context_sds_secret_config,
-                validation_context_certificate_provider,
-                validation_context_certificate_provider_instance,
+                validation_context_certificate_provider: _,
+                validation_context_certificate_provider_instance: _,
             } = message;
-            const NO_PROVIDERS: &str = "there are no certificate providers";
-            cx.refuse(
-                "validation_context_certificate_provider",
-                &validation_context_certificate_provider,
-                NO_PROVIDERS,
-            )?;
-            cx.refuse(
-                "validation_context_certificate_provider_instance",
-                &validation_context_certificate_provider_instance,
-                NO_PROVIDERS,
-            )?;
             let default = cx.required("default_validation_context", default_validation_context)?;
             let default = cx.at("default_validation_context", |cx| validation_context(default, cx))?;
             let secret = cx.required("validation_context_sds_secret_config", validation_context_sds_secret_config)?;
@@ -240,7 +196,7 @@ fn validation(kind: tls::common_tls_context::ValidationContextType, cx: &mut Con
             Ok(ValidationSource::Combined { default: Arc::new(default), secret })
         }),
         Kind::ValidationContextCertificateProvider(_) | Kind::ValidationContextCertificateProviderInstance(_) => {
-            Err(cx.error_at("validation_context_type", "is not supported: there are no certificate providers"))
+            Err(cx.error_at("validation_context_type", "is not supported"))
         }
     }
 }
@@ -265,8 +221,8 @@ fn tls_parameters(message: tls::TlsParameters, side: Side, cx: &mut Context) -> 
         tls_maximum_protocol_version,
         cipher_suites,
         ecdh_curves,
-        signature_algorithms,
-        compliance_policies,
+        signature_algorithms: _,
+        compliance_policies: _,
     } = message;
     let min_version = match cx.enumeration("tls_minimum_protocol_version", tls_minimum_protocol_version)? {
         TlsProtocol::TlsAuto | TlsProtocol::TlSv12 => TlsVersion::V1_2,
@@ -290,8 +246,6 @@ fn tls_parameters(message: tls::TlsParameters, side: Side, cx: &mut Context) -> 
     if min_version > max_version {
         return Err(cx.error_at("tls_minimum_protocol_version", "found more than tls_maximum_protocol_version"));
     }
-    cx.refuse("signature_algorithms", &signature_algorithms, "the list cannot be narrowed")?;
-    cx.refuse("compliance_policies", &compliance_policies, "TLS 1.3 suites cannot be restricted as they demand")?;
     Ok(Parameters {
         min_version,
         max_version,

@@ -7,7 +7,7 @@ use super::http_options::{common, http1, http2};
 use super::model::{Http1Options, Http2Options, UpstreamHttp, UpstreamProtocol};
 use super::pb::{core, extensions, google};
 use extensions::upstreams::http::v3 as upstreams;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 const FOR_LISTENERS: &str = "it is about requests that listeners receive";
 
@@ -32,13 +32,10 @@ pub(super) fn upstream_http(
     cx: &mut Context,
 ) -> Result<UpstreamHttp> {
     let options = typed.remove(KEY);
-    for (name, any) in typed {
-        let kind = any::type_name(&any.type_url);
-        cx.warn(
-            "typed_extension_protocol_options",
-            format!("{name} ({kind}) belongs to a protocol that is not spoken here"),
-        );
-    }
+    let others: BTreeMap<_, _> = typed.into_iter().collect();
+    cx.at("typed_extension_protocol_options", |cx| {
+        others.iter().try_for_each(|(name, any)| other_protocol(name, any, cx))
+    })?;
     let fallback = deprecated.max_requests_per_connection.map(|v| v.value);
     let mut http = match options {
         Some(options) => {
@@ -63,6 +60,17 @@ pub(super) fn upstream_http(
     Ok(http)
 }
 
+/// Options of a protocol that is not spoken here.
+fn other_protocol(name: &str, any: &google::Any, cx: &mut Context) -> Result<()> {
+    cx.at(&format!("[{name}]"), |cx| {
+        let kind = any::inner_type(any, cx)?;
+        match cx.extension(name, &kind)? {
+            true => Err(cx.error(format!("found {kind} under this name, expected it under {KEY}"))),
+            false => Ok(()),
+        }
+    })
+}
+
 fn typed_options(message: upstreams::HttpProtocolOptions, cx: &mut Context) -> Result<UpstreamHttp> {
     use upstreams::http_protocol_options::{
         AutoHttpConfig, ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
@@ -72,18 +80,13 @@ fn typed_options(message: upstreams::HttpProtocolOptions, cx: &mut Context) -> R
         common_http_protocol_options,
         upstream_http_protocol_options,
         http_filters,
-        header_validation_config,
-        outlier_detection,
-        request_mirror_policies,
-        hash_policy,
-        retry_policy,
+        header_validation_config: _,
+        outlier_detection: _,
+        request_mirror_policies: _,
+        hash_policy: _,
+        retry_policy: _,
         upstream_protocol_options,
     } = message;
-    cx.refuse("header_validation_config", &header_validation_config, "headers are validated by built-in rules")?;
-    cx.no_effect("outlier_detection", &outlier_detection, "endpoints are not ejected yet");
-    cx.no_effect("request_mirror_policies", &request_mirror_policies, "requests are not mirrored");
-    cx.no_effect("hash_policy", &hash_policy, "no balancer of this cluster hashes");
-    cx.no_effect("retry_policy", &retry_policy, "requests are retried by the policy of their route");
     cx.each("http_filters", http_filters, http_filters::upstream_filter)?;
     let (protocol, h1, h2) = match cx.required("upstream_protocol_options", upstream_protocol_options)? {
         UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config }) => {
@@ -98,29 +101,14 @@ fn typed_options(message: upstreams::HttpProtocolOptions, cx: &mut Context) -> R
         UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
             http_protocol_options,
             http2_protocol_options,
-            http3_protocol_options,
-        }) => {
-            cx.no_effect(
-                "use_downstream_protocol_config.http3_protocol_options",
-                &http3_protocol_options,
-                "there is no HTTP/3",
-            );
-            (UpstreamProtocol::Downstream, http_protocol_options, http2_protocol_options)
-        }
+            http3_protocol_options: _,
+        }) => (UpstreamProtocol::Downstream, http_protocol_options, http2_protocol_options),
         UpstreamProtocolOptions::AutoConfig(AutoHttpConfig {
             http_protocol_options,
             http2_protocol_options,
-            http3_protocol_options,
-            alternate_protocols_cache_options,
-        }) => {
-            cx.no_effect("auto_config.http3_protocol_options", &http3_protocol_options, "there is no HTTP/3");
-            cx.no_effect(
-                "auto_config.alternate_protocols_cache_options",
-                &alternate_protocols_cache_options,
-                "there is no HTTP/3 to be remembered",
-            );
-            (UpstreamProtocol::Auto, http_protocol_options, http2_protocol_options)
-        }
+            http3_protocol_options: _,
+            alternate_protocols_cache_options: _,
+        }) => (UpstreamProtocol::Auto, http_protocol_options, http2_protocol_options),
     };
     let parts = Parts {
         upstream: upstream_http_protocol_options.unwrap_or_default(),
@@ -162,12 +150,8 @@ struct Parts {
 }
 
 fn assemble(protocol: UpstreamProtocol, parts: Parts, cx: &mut Context) -> Result<UpstreamHttp> {
-    let core::UpstreamHttpProtocolOptions { auto_sni, auto_san_validation, override_auto_sni_header } = parts.upstream;
-    cx.refuse(
-        "upstream_http_protocol_options.override_auto_sni_header",
-        &override_auto_sni_header,
-        "the server name is that of the request's host",
-    )?;
+    let core::UpstreamHttpProtocolOptions { auto_sni, auto_san_validation, override_auto_sni_header: _ } =
+        parts.upstream;
     let has_header_action = parts.common.headers_with_underscores_action != 0;
     let common = cx.at("common_http_protocol_options", |cx| {
         cx.no_effect("headers_with_underscores_action", &has_header_action, "it is applied to requests, by listeners");

@@ -2,13 +2,17 @@
 //!
 //! A bad resource does not hold back the good ones: what is good runs, and one NACK lists what was refused and why.
 
+use super::pending::Verdict;
 use super::streams::StreamId;
-use super::{Task, type_of};
+use super::{Task, kind_of, type_of};
 use crate::config::{self, ConfigError, Resource};
 use crate::http::RouteTable;
 use crate::slots::{Key, Kind, Want};
+use crate::upstream::AssignmentFailure;
+use bytes::Bytes;
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::mpsc;
 use xds_client::{Kind as ResponseKind, Response, TypeUrl};
 use xds_protos::Descriptors;
@@ -23,75 +27,199 @@ impl Task {
         response: Response,
         wants: &mut mpsc::UnboundedReceiver<Want>,
     ) {
-        let began = response.received;
-        let type_url = response.type_url.clone();
-        let version = response.version.clone();
-        if !response.control_plane.is_empty() {
-            self.stats.identifier.set(&response.control_plane);
-        }
-        let mut refused: Vec<(String, String)> = Vec::new();
-        let mut seen = HashSet::new();
-        for resource in response.resources {
-            // a heartbeat has no body: nothing changed
-            let Some(body) = resource.body else { continue };
-            let version = if resource.version.is_empty() { &version } else { &resource.version };
-            let name = resource.name;
-            let outcome = if !seen.insert(name.clone()) {
-                Err(ConfigError::new("", format!("duplicate {} {name} found", short_name(&type_url))))
-            } else if body.type_url != type_url.as_str() {
-                Err(ConfigError::new("", format!("resource is a {}, expected {type_url}", body.type_url)))
-            } else {
-                self.take(stream, &type_url, &name, &body.value)
-            };
-            let mut ledger = self.ledger.borrow_mut();
-            match outcome {
-                Ok(()) => ledger.accepted(&type_url, &name, version, body.value),
-                Err(error) => {
-                    let detail = error.to_string();
-                    tracing::warn!("{} {name} rejected: {detail}", short_name(&type_url));
-                    ledger.rejected(&type_url, &name, version, &detail);
-                    refused.push((name, detail));
-                }
-            }
-        }
-        let removed = match response.kind {
-            ResponseKind::Delta => response.removed,
+        let began = Instant::now();
+        let Response { type_url, version, kind, resources, removed, control_plane, received, answer, .. } = response;
+        let version: Arc<str> = version.into();
+        self.note_identifier(stream, &control_plane);
+        let removed = match kind {
+            ResponseKind::Delta => removed,
             // in a full answer, what is not there is gone; that holds for the two types that are asked for as a whole
             ResponseKind::Full if is_whole(&type_url) => {
+                let given: HashSet<&str> = resources.iter().map(|r| r.name.as_str()).collect();
                 let ledger = self.ledger.borrow();
-                let gone = ledger.of(&type_url).filter(|(name, record)| !record.is_static && !seen.contains(*name));
-                gone.map(|(name, _)| name.to_owned()).collect()
+                let gone = ledger.of(&type_url).filter(|(name, record)| !record.is_static && !given.contains(&***name));
+                gone.map(|(name, _)| name.to_string()).collect()
             }
             ResponseKind::Full => Vec::new(),
         };
-        for name in &removed {
-            self.remove(stream, &type_url, name);
+        // listeners go first, so that one under a new name can have the address; clusters go last, so that no request
+        // misses one
+        let listeners = type_url == TypeUrl::LISTENER;
+        if listeners {
+            self.remove_all(stream, &type_url, &removed);
+        }
+        let refused = self.take_all(stream, &type_url, &version, resources);
+        if !listeners {
+            self.remove_all(stream, &type_url, &removed);
         }
         // what the new resources need is asked for before the answer, as Envoy does
         while let Ok(want) = wants.try_recv() {
             self.want(want);
         }
-        if let Some(stats) = self.stats.of(&type_url) {
+        if let Some(stats) = self.stats.whole(&type_url) {
             stats.applied(&version, refused.is_empty(), began.elapsed());
         }
-        if refused.is_empty() {
+        if let Some(stats) = self.stats.of_type(&type_url) {
+            if refused.is_empty() { &stats.update_success } else { &stats.update_rejected }.inc();
+        }
+        let refusal = if refused.is_empty() {
             self.ledger.borrow_mut().set_version(&type_url, &version);
-            response.answer.ack();
+            None
         } else {
             let list: Vec<String> = refused.iter().map(|(name, detail)| format!("{name}: {detail}")).collect();
-            let names: Vec<String> = refused.into_iter().map(|(name, _)| name).collect();
             let detail = format!("Error adding/updating {}(s) {}", short_name(&type_url), list.join("\n"));
-            response.answer.nack(detail, &names);
+            Some((detail, refused.into_iter().map(|(name, _)| name).collect()))
+        };
+        self.finish(stream, &type_url, received, Verdict { answer, refusal });
+    }
+
+    /// Answers, at once or when clusters are warm, and sees to it that the time until all is live is recorded.
+    fn finish(&mut self, stream: &StreamId, type_url: &TypeUrl, received: Instant, verdict: Verdict) {
+        match type_url {
+            t if *t == TypeUrl::CLUSTER => {
+                let holds = self.listeners_started && *stream == StreamId::Ads && self.services.clusters.any_warming();
+                let held = if holds {
+                    Some(verdict)
+                } else {
+                    verdict.give();
+                    None
+                };
+                self.cold_clusters.push(received, held);
+                self.clusters_answered.send_replace(true);
+            }
+            t if *t == TypeUrl::LISTENER => {
+                verdict.give();
+                self.cold_listeners.push(received, None);
+                self.listeners_answered.send_replace(true);
+            }
+            _ => {
+                verdict.give();
+                self.live(type_url, received);
+            }
         }
-        if type_url == TypeUrl::CLUSTER {
-            self.clusters_answered.send_replace(true);
-        } else if type_url == TypeUrl::LISTENER {
-            self.listeners_answered.send_replace(true);
+    }
+
+    /// Records how long an update took, once the tasks that it woke have had their turn.
+    fn live(&self, type_url: &TypeUrl, received: Instant) {
+        if let Some(propagation) = self.stats.of_type(type_url).map(|stats| stats.propagation.clone()) {
+            tokio::task::spawn_local(async move { propagation.record_duration(received.elapsed()) });
+        }
+    }
+
+    pub(super) fn clusters_are_warm(&mut self) {
+        for received in self.cold_clusters.live() {
+            self.live(&TypeUrl::CLUSTER, received);
+        }
+    }
+
+    pub(super) fn listeners_are_warm(&mut self) {
+        let came = self.cold_listeners.live();
+        let propagation = self.stats.of_type(&TypeUrl::LISTENER).map(|stats| stats.propagation.clone());
+        let obeyed = self.listeners.obeyed();
+        tokio::task::spawn_local(async move {
+            obeyed.await;
+            if let Some(propagation) = propagation {
+                came.into_iter().for_each(|received| propagation.record_duration(received.elapsed()));
+            }
+        });
+    }
+
+    /// Takes what is good; returns what is not, and why.
+    fn take_all(
+        &mut self,
+        stream: &StreamId,
+        type_url: &TypeUrl,
+        version: &Arc<str>,
+        resources: Vec<xds_client::Resource>,
+    ) -> Vec<(String, String)> {
+        let mut refused = Vec::new();
+        let mut seen = HashSet::new();
+        for resource in resources {
+            // a heartbeat has no body: nothing changed
+            let Some(body) = resource.body else { continue };
+            let began = Instant::now();
+            let own_version: Arc<str> =
+                if resource.version.is_empty() { version.clone() } else { resource.version.into() };
+            let name = resource.name;
+            let bytes = Bytes::from(body.value);
+            let outcome = if !seen.insert(name.clone()) {
+                Err(ConfigError::new("", format!("duplicate {} {name} found", short_name(type_url))))
+            } else if body.type_url != type_url.as_str() {
+                Err(ConfigError::new("", format!("resource is a {}, expected {type_url}", body.type_url)))
+            } else if self.runs(type_url, &name, &bytes) {
+                self.refresh(stream, type_url, &name, &own_version);
+                Ok(Taken::Unchanged)
+            } else {
+                self.take(stream, type_url, &name, &bytes, &own_version)
+            };
+            self.note_resource(stream, type_url, &name, version, outcome.is_ok(), began);
+            match outcome {
+                Ok(Taken::Held) => {
+                    self.ledger.borrow_mut().accepted(type_url, &name, &own_version, bytes);
+                }
+                Ok(Taken::Unchanged | Taken::Unwanted) => {}
+                Err(error) => {
+                    let detail = error.to_string();
+                    tracing::warn!("{} {name} rejected: {detail}", short_name(type_url));
+                    self.ledger.borrow_mut().rejected(type_url, &name, &own_version, bytes, &detail);
+                    refused.push((name, detail));
+                }
+            }
+        }
+        refused
+    }
+
+    /// Whether exactly this runs already: an equal push costs a comparison and changes nothing. Where a slot still waits
+    /// for the resource, it does not run.
+    fn runs(&self, type_url: &TypeUrl, name: &str, bytes: &[u8]) -> bool {
+        let ledger = self.ledger.borrow();
+        ledger.get(type_url, name).is_some_and(|record| {
+            !record.is_static && record.refusal().is_none() && record.running.as_ref().is_some_and(|r| r.bytes == bytes)
+        })
+    }
+
+    /// Lets clusters count an update that changes nothing.
+    fn refresh(&self, stream: &StreamId, type_url: &TypeUrl, name: &str, version: &Arc<str>) {
+        if *type_url == TypeUrl::ENDPOINT
+            && let Some(interest) = self.wanted.get(&(stream.clone(), Kind::Assignment, Arc::from(name)))
+        {
+            interest.keys.iter().for_each(|key| self.assignments.refresh(key, version.clone()));
+        }
+    }
+
+    /// Counts what became of a resource with its own subscription.
+    fn note_resource(
+        &self,
+        stream: &StreamId,
+        type_url: &TypeUrl,
+        name: &str,
+        version: &str,
+        good: bool,
+        began: Instant,
+    ) {
+        match kind_of(type_url) {
+            Some(Kind::Assignment) if !good => {
+                self.services.clusters.assignment_failed(name, AssignmentFailure::Rejected)
+            }
+            Some(Kind::Assignment) | None => {}
+            Some(kind) => {
+                let wanted = (stream.clone(), kind, Arc::from(name));
+                if let Some(stats) = self.wanted.get(&wanted).and_then(|interest| interest.stats.as_deref()) {
+                    stats.applied(version, good, began.elapsed());
+                }
+            }
         }
     }
 
     /// Converts one resource and hands it to whoever runs it.
-    fn take(&mut self, stream: &StreamId, type_url: &TypeUrl, name: &str, bytes: &[u8]) -> Result<(), ConfigError> {
+    fn take(
+        &mut self,
+        stream: &StreamId,
+        type_url: &TypeUrl,
+        name: &str,
+        bytes: &[u8],
+        version: &Arc<str>,
+    ) -> Result<Taken, ConfigError> {
         if self.ledger.borrow().get(type_url, name).is_some_and(|r| r.is_static) {
             let kind = short_name(type_url);
             return Err(ConfigError::new(
@@ -112,14 +240,19 @@ impl Task {
         let resource = config::decode(type_url.as_str(), bytes, &mut self.context);
         let notices = std::mem::take(&mut self.context.notices);
         let unknown = notices.unknown.into_iter().map(|path| format!("{path}: is an unknown field"));
-        for line in notices.warnings.into_iter().map(|(path, meaning)| format!("{path}: {meaning}")).chain(unknown) {
+        let lines: Vec<String> =
+            notices.warnings.into_iter().map(|(path, meaning)| format!("{path}: {meaning}")).chain(unknown).collect();
+        if resource.is_ok() {
+            self.ledger.borrow_mut().warned(type_url, name, &lines);
+        }
+        for line in lines {
             if self.warned.len() < MAX_WARNED && self.warned.insert(line.clone()) {
                 tracing::warn!("{} {name}: {line}", short_name(type_url));
             }
         }
         match resource? {
-            Resource::Cluster(cluster) => self.services.clusters.add_or_update(cluster, true).map(drop),
-            Resource::Listener(listener) => self.listeners.add_or_update(listener, true).map(drop),
+            Resource::Cluster(cluster) => self.services.clusters.add_or_update(cluster, true).map(|_| Taken::Held),
+            Resource::Listener(listener) => self.listeners.add_or_update(listener, true).map(|_| Taken::Held),
             Resource::Route(route) => {
                 let table = RouteTable::compile(route, &self.services)?;
                 self.fill(stream, Kind::Route, name, |task, key| {
@@ -128,7 +261,7 @@ impl Task {
                 })
             }
             Resource::Assignment(assignment) => self.fill(stream, Kind::Assignment, name, |task, key| {
-                task.assignments.fill(key, assignment.clone());
+                task.assignments.fill_version(key, assignment.clone(), version.clone());
                 Ok(())
             }),
             Resource::Secret(secret) => self
@@ -144,47 +277,70 @@ impl Task {
         kind: Kind,
         name: &str,
         give: impl Fn(&Task, &Key) -> Result<(), ConfigError>,
-    ) -> Result<(), ConfigError> {
+    ) -> Result<Taken, ConfigError> {
         let wanted = (stream.clone(), kind, Arc::from(name));
-        self.wanted.get(&wanted).into_iter().flatten().try_for_each(|key| give(self, key))
+        let Some(interest) = self.wanted.get(&wanted) else { return Ok(Taken::Unwanted) };
+        interest.keys.iter().try_for_each(|key| give(self, key)).map(|()| Taken::Held)
     }
 
     /// Gives a slot what its stream has already delivered to another slot of the same name.
     pub(super) fn refill(&mut self, stream: &StreamId, kind: Kind, key: &Key) {
         let type_url = type_of(kind);
-        let known =
-            self.ledger.borrow().get(&type_url, &key.name).and_then(|r| r.running.as_ref().map(|r| r.bytes.clone()));
-        if let Some(bytes) = known
-            && let Err(error) = self.take(stream, &type_url, &key.name, &bytes)
+        let known = self.ledger.borrow().get(&type_url, &key.name).and_then(|r| r.running.clone());
+        if let Some(running) = known
+            && let Err(error) = self.take(stream, &type_url, &key.name, &running.bytes, &running.version.into())
         {
             tracing::warn!("{} {}: {error}", short_name(&type_url), key.name);
         }
     }
 
+    fn remove_all(&mut self, stream: &StreamId, type_url: &TypeUrl, names: &[String]) {
+        for name in names {
+            self.remove(stream, type_url, name);
+        }
+    }
+
+    /// A resource that its source no longer has. What is referred to by name stays in use, as in Envoy: whatever refers
+    /// to it still does, and nothing better is known. Whoever waits for it waits no longer.
     fn remove(&mut self, stream: &StreamId, type_url: &TypeUrl, name: &str) {
         if self.ledger.borrow().get(type_url, name).is_some_and(|r| r.is_static) {
             return;
         }
-        match type_url {
-            t if *t == TypeUrl::CLUSTER => drop(self.services.clusters.remove(name)),
-            t if *t == TypeUrl::LISTENER => drop(self.listeners.remove(name)),
-            t => {
-                let Some(kind) = [Kind::Route, Kind::Secret, Kind::Assignment].into_iter().find(|k| type_of(*k) == *t)
-                else {
-                    return;
-                };
-                for key in self.wanted.get(&(stream.clone(), kind, Arc::from(name))).into_iter().flatten() {
-                    match kind {
-                        Kind::Route => self.services.routes.clear(key),
-                        Kind::Assignment => self.assignments.clear(key),
-                        // a secret that its source no longer has stays in use: nothing better is known
-                        Kind::Secret => self.services.secrets.store.give_up(key),
-                    }
-                }
+        let Some(kind) = kind_of(type_url) else {
+            if *type_url == TypeUrl::CLUSTER {
+                self.services.clusters.remove(name);
+            } else if *type_url == TypeUrl::LISTENER {
+                self.listeners.remove(name);
+            }
+            return self.ledger.borrow_mut().forget(type_url, name);
+        };
+        let Some(interest) = self.wanted.get(&(stream.clone(), kind, Arc::from(name))) else { return };
+        let what = short_name(type_url);
+        let in_use = self.ledger.borrow().get(type_url, name).is_some_and(|r| r.running.is_some());
+        match (kind, in_use) {
+            (_, false) => tracing::warn!("{what} {name} does not exist, says {stream}"),
+            (Kind::Assignment, true) => {
+                self.services.clusters.assignment_failed(name, AssignmentFailure::Empty);
+                tracing::info!("{what} {name} was removed by {stream}: the last endpoints stay in use");
+            }
+            (Kind::Route | Kind::Secret, true) => {
+                tracing::error!("{what} {name} was removed by {stream} and is still in use: the last one stays");
             }
         }
-        self.ledger.borrow_mut().forget(type_url, name);
+        for key in &interest.keys {
+            self.give_up(kind, key);
+        }
+        self.ledger.borrow_mut().removed(type_url, name);
     }
+}
+
+/// What became of a resource that is good.
+pub(super) enum Taken {
+    Held,
+    /// Equal to what runs.
+    Unchanged,
+    /// Nobody asked for it.
+    Unwanted,
 }
 
 /// Whether a full answer of this type names everything there is.

@@ -6,10 +6,11 @@
 mod apply;
 mod dump;
 mod ledger;
+mod pending;
 mod stats;
 mod streams;
 
-pub use dump::{DumpQuery, StaticConfig, Warming};
+pub use dump::StaticConfig;
 pub use ledger::{Ledger, Record, State};
 
 use crate::config::Context;
@@ -17,7 +18,10 @@ use crate::config::model::{Bootstrap, ConfigSource, ConfigSourceKind, LoadAssign
 use crate::listener::ListenerManager;
 use crate::services::Services;
 use crate::slots::{Key, Kind, Store, Want};
-use stats::DiscoveryStats;
+use crate::upstream::AssignmentFailure;
+use ledger::{LedgerStats, Managers};
+use pending::Pending;
+use stats::{ControlPlaneStats, DiscoveryStats, SubscriptionStats};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -41,6 +45,7 @@ pub struct Parts {
 /// The rest of the server's view of the discovery task.
 pub struct Discovery {
     pub ledger: Rc<RefCell<Ledger>>,
+    ledger_stats: RefCell<LedgerStats>,
     start_listeners: watch::Sender<bool>,
     clusters_answered: watch::Receiver<bool>,
     listeners_answered: watch::Receiver<bool>,
@@ -49,7 +54,11 @@ pub struct Discovery {
 impl Discovery {
     /// Starts the task, and with it the streams; clusters are asked for at once if the bootstrap names a source.
     pub fn start(parts: Parts) -> Rc<Discovery> {
-        let ledger = Rc::new(RefCell::new(Ledger::default()));
+        let managers =
+            Rc::new(Managers { clusters: parts.services.clusters.clone(), listeners: parts.listeners.clone() });
+        let ledger = Rc::new(RefCell::new(Ledger::new(managers.clone())));
+        tokio::task::spawn_local(ledger::follow(Rc::downgrade(&ledger), managers));
+        let ledger_stats = RefCell::new(LedgerStats::new(&parts.services.registry));
         let (start_listeners, start_listeners_rx) = watch::channel(false);
         let (clusters_tx, clusters_answered) = watch::channel(parts.bootstrap.cds.is_none());
         let (listeners_tx, listeners_answered) = watch::channel(parts.bootstrap.lds.is_none());
@@ -57,7 +66,7 @@ impl Discovery {
         let (late_tx, late) = mpsc::unbounded_channel();
         let secrets = parts.bootstrap.secrets.iter().map(|s| (s.name.clone(), s.kind.clone())).collect();
         let task = Task {
-            stats: DiscoveryStats::new(&parts.services.registry),
+            stats: DiscoveryStats::new(&parts.services.registry, parts.bootstrap.ads.is_some()),
             streams: Streams::new(parts.services.clone(), parts.bootstrap.clone(), events_tx),
             services: parts.services,
             assignments: parts.assignments,
@@ -68,13 +77,25 @@ impl Discovery {
             ledger: ledger.clone(),
             static_secrets: secrets,
             wanted: HashMap::new(),
+            whole: Vec::new(),
+            connected: HashSet::new(),
             warned: HashSet::new(),
             late: late_tx,
+            listeners_started: false,
+            cold_clusters: Pending::default(),
+            cold_listeners: Pending::default(),
             clusters_answered: clusters_tx,
             listeners_answered: listeners_tx,
         };
         tokio::task::spawn_local(task.run(parts.wants, events, late, start_listeners_rx));
-        Rc::new(Discovery { ledger, start_listeners, clusters_answered, listeners_answered })
+        Rc::new(Discovery { ledger, ledger_stats, start_listeners, clusters_answered, listeners_answered })
+    }
+
+    /// Brings the gauges of the ledger up to date; called before they are read.
+    pub fn refresh_stats(&self) {
+        let mut ledger = self.ledger.borrow_mut();
+        ledger.settle();
+        self.ledger_stats.borrow_mut().refresh(&ledger);
     }
 
     /// Returns once the first answer for clusters was applied, or waiting for it ended.
@@ -101,8 +122,16 @@ enum Late {
     Resource(Kind, Key),
 }
 
-/// The slots that wait for one name on one stream: sources may differ in nothing but their timeouts.
-type Wanted = HashMap<(StreamId, Kind, Arc<str>), Vec<Key>>;
+/// Who wants one name on one stream.
+#[derive(Default)]
+struct Interest {
+    /// The slots that wait for it: sources may differ in nothing but their timeouts.
+    keys: Vec<Key>,
+    /// `None` for endpoints, which their clusters count.
+    stats: Option<Box<SubscriptionStats>>,
+}
+
+type Wanted = HashMap<(StreamId, Kind, Arc<str>), Interest>;
 
 struct Task {
     services: Arc<Services>,
@@ -117,9 +146,17 @@ struct Task {
     stats: DiscoveryStats,
     static_secrets: HashMap<Arc<str>, SecretKind>,
     wanted: Wanted,
+    /// The types that are asked for as a whole, each with its stream.
+    whole: Vec<(TypeUrl, StreamId)>,
+    connected: HashSet<StreamId>,
     /// Warnings already logged: one line per distinct warning.
     warned: HashSet<String>,
     late: mpsc::UnboundedSender<Late>,
+    /// The first clusters are warm and listeners were asked for.
+    listeners_started: bool,
+    /// Updates of clusters, and of listeners, that are not live yet.
+    cold_clusters: Pending,
+    cold_listeners: Pending,
     clusters_answered: watch::Sender<bool>,
     listeners_answered: watch::Sender<bool>,
 }
@@ -135,17 +172,19 @@ impl Task {
         if let Some(source) = self.bootstrap.cds.clone() {
             self.subscribe_all(&source, TypeUrl::CLUSTER, Late::Clusters);
         }
-        let mut listeners_started = false;
+        let (clusters, listeners) = (self.services.clusters.clone(), self.listeners.clone());
         loop {
             tokio::select! {
                 Some(want) = wants.recv() => self.want(want),
                 Some((stream, event)) = events.recv() => self.event(stream, event, &mut wants),
                 Some(late) = late.recv() => self.late(late),
-                started = start_listeners.wait_for(|started| *started), if !listeners_started => {
+                () = clusters.all_warm(), if !self.cold_clusters.is_empty() => self.clusters_are_warm(),
+                () = listeners.all_warm(), if !self.cold_listeners.is_empty() => self.listeners_are_warm(),
+                started = start_listeners.wait_for(|started| *started), if !self.listeners_started => {
                     if started.is_err() {
                         return;
                     }
-                    listeners_started = true;
+                    self.listeners_started = true;
                     if let Some(source) = self.bootstrap.lds.clone() {
                         self.subscribe_all(&source, TypeUrl::LISTENER, Late::Listeners);
                     }
@@ -157,8 +196,14 @@ impl Task {
 
     /// Everything of a type: clusters or listeners.
     fn subscribe_all(&mut self, source: &ConfigSource, type_url: TypeUrl, late: Late) {
+        if let Some(stats) = self.stats.whole(&type_url) {
+            stats.subscribed();
+        }
         match self.streams.client(source, &type_url, None) {
-            Ok((_, client)) => client.subscribe(&type_url, Subscription::Wildcard),
+            Ok((stream, client)) => {
+                client.subscribe(&type_url, Subscription::Wildcard);
+                self.whole.push((type_url, stream));
+            }
             Err(reason) => tracing::error!("{}: {reason}", type_url.message_name()),
         }
         self.arm(source.initial_fetch_timeout, late);
@@ -179,11 +224,13 @@ impl Task {
         match late {
             Late::Clusters if !*self.clusters_answered.borrow() => {
                 tracing::warn!("gRPC config: initial fetch timed out for clusters");
+                self.stats.clusters.update_attempt.inc();
                 self.stats.clusters.init_fetch_timeout.inc();
                 self.clusters_answered.send_replace(true);
             }
             Late::Listeners if !*self.listeners_answered.borrow() => {
                 tracing::warn!("gRPC config: initial fetch timed out for listeners");
+                self.stats.listeners.update_attempt.inc();
                 self.stats.listeners.init_fetch_timeout.inc();
                 self.listeners_answered.send_replace(true);
             }
@@ -191,9 +238,23 @@ impl Task {
             Late::Resource(kind, key) => {
                 if self.is_waiting(kind, &key) {
                     tracing::warn!("gRPC config: initial fetch timed out for {kind:?} {}", key.name);
+                    self.note_late(kind, &key);
+                    self.ledger.borrow_mut().timed_out(&type_of(kind), &key.name);
                     self.give_up(kind, &key);
                 }
             }
+        }
+    }
+
+    fn note_late(&self, kind: Kind, key: &Key) {
+        if kind == Kind::Assignment {
+            return self.services.clusters.assignment_failed(&key.name, AssignmentFailure::TimedOut);
+        }
+        let Some(source) = &key.source else { return };
+        let wanted = (self.streams.id(source, &type_of(kind), Some(&key.name)), kind, key.name.clone());
+        if let Some(stats) = self.wanted.get(&wanted).and_then(|interest| interest.stats.as_deref()) {
+            stats.update_attempt.inc();
+            stats.init_fetch_timeout.inc();
         }
     }
 
@@ -237,12 +298,21 @@ impl Task {
         let type_url = type_of(kind);
         match self.streams.client(&source, &type_url, Some(&key.name)) {
             Ok((stream, client)) => {
-                let keys = self.wanted.entry((stream.clone(), kind, key.name.clone())).or_default();
-                let first = keys.is_empty();
-                if !keys.contains(&key) {
-                    keys.push(key.clone());
+                let interest = self.wanted.entry((stream.clone(), kind, key.name.clone())).or_default();
+                let first = interest.keys.is_empty();
+                if !interest.keys.contains(&key) {
+                    interest.keys.push(key.clone());
                 }
+                self.ledger.borrow_mut().requested(&type_url, &key.name);
                 if first {
+                    interest.stats = subscription_stats(&self.services, kind, &key);
+                    if let Some(stats) = &interest.stats
+                        && stream != StreamId::Ads
+                    {
+                        // a stream that serves others already
+                        let connected = self.connected.contains(&stream);
+                        stats.control_plane().connected_state.set(u64::from(connected));
+                    }
                     client.subscribe(&type_url, Subscription::names([key.name.to_string()]));
                 } else {
                     self.refill(&stream, kind, &key);
@@ -279,12 +349,15 @@ impl Task {
         let type_url = type_of(kind);
         let stream = self.streams.id(source, &type_url, Some(&key.name));
         let wanted = (stream, kind, key.name.clone());
-        let Some(keys) = self.wanted.get_mut(&wanted) else { return };
-        keys.retain(|k| k != key);
-        if keys.is_empty() {
+        let Some(interest) = self.wanted.get_mut(&wanted) else { return };
+        interest.keys.retain(|k| k != key);
+        if interest.keys.is_empty() {
             self.wanted.remove(&wanted);
             self.ledger.borrow_mut().forget(&type_url, &key.name);
             self.streams.unsubscribe(&wanted.0, &type_url, &key.name);
+            if matches!(wanted.0, StreamId::Own { name: Some(_), .. }) {
+                self.connected.remove(&wanted.0);
+            }
         }
     }
 
@@ -297,18 +370,73 @@ impl Task {
             Event::Disconnected { error, retry_in, .. } => {
                 tracing::warn!("xds: stream to {stream} closed: {error}; next attempt in {} ms", retry_in.as_millis());
                 self.note_connected(&stream, false);
-                self.stats.failed(&stream);
+                self.failed(&stream);
+                if stream == StreamId::Ads {
+                    self.cold_clusters.release();
+                }
             }
             Event::Response(response) => self.response(&stream, response, wants),
         }
     }
 
-    /// `control_plane.connected_state` is about the aggregated stream; without one, about the stream that changed last.
-    fn note_connected(&self, stream: &StreamId, connected: bool) {
-        if *stream == StreamId::Ads || self.bootstrap.ads.is_none() {
-            self.stats.connected_state.set(u64::from(connected));
+    /// A stream ended, or none came about: nothing that it serves was updated.
+    fn failed(&self, stream: &StreamId) {
+        self.subscriptions(stream).for_each(SubscriptionStats::failed);
+        if self.wanted.keys().any(|(of, kind, _)| of == stream && *kind == Kind::Assignment) {
+            self.services.clusters.stream_failed();
         }
     }
+
+    /// What this stream serves, save endpoints.
+    fn subscriptions<'a>(&'a self, stream: &'a StreamId) -> impl Iterator<Item = &'a SubscriptionStats> {
+        let whole = self.whole.iter().filter(move |(_, of)| of == stream).filter_map(|(t, _)| self.stats.whole(t));
+        let named = self.wanted.iter().filter(move |((of, ..), _)| of == stream);
+        whole.chain(named.filter_map(|(_, interest)| interest.stats.as_deref()))
+    }
+
+    /// Where this stream's `control_plane.*` stand: at the root for the aggregated one, else with what it serves.
+    fn control_planes<'a>(&'a self, stream: &'a StreamId) -> impl Iterator<Item = &'a ControlPlaneStats> {
+        let aggregated = self.stats.control_plane.as_ref().filter(|_| *stream == StreamId::Ads);
+        let own = Some(stream).filter(|stream| **stream != StreamId::Ads);
+        let own = own.into_iter().flat_map(|stream| self.subscriptions(stream)).map(SubscriptionStats::control_plane);
+        aggregated.into_iter().chain(own)
+    }
+
+    fn note_connected(&mut self, stream: &StreamId, connected: bool) {
+        if connected {
+            self.connected.insert(stream.clone());
+        } else {
+            self.connected.remove(stream);
+        }
+        self.control_planes(stream).for_each(|stats| stats.connected_state.set(u64::from(connected)));
+    }
+
+    fn note_identifier(&self, stream: &StreamId, identifier: &str) {
+        if !identifier.is_empty() {
+            self.control_planes(stream).for_each(|stats| stats.identifier.set(identifier));
+        }
+    }
+}
+
+/// The stats of a resource's own subscription, under Envoy's names.
+fn subscription_stats(services: &Services, kind: Kind, key: &Key) -> Option<Box<SubscriptionStats>> {
+    let (scope, own): (_, &[&str]) = match kind {
+        Kind::Assignment => return None,
+        Kind::Secret => (services.registry.scope(&format!("sds.{}.", key.name)), &["key_rotation_failed"]),
+        Kind::Route => {
+            let prefix = services.routes.get(key).map(|slot| slot.stats_prefix().to_owned()).unwrap_or_default();
+            let scope = services.registry.scope(&format!("{prefix}rds.{}.", key.name));
+            (scope, &["config_reload", "update_empty"])
+        }
+    };
+    let stats = SubscriptionStats::new(scope, own);
+    stats.subscribed();
+    Some(Box::new(stats))
+}
+
+/// The slots that resources of this type fill; `None` for the types that are asked for as a whole.
+fn kind_of(type_url: &TypeUrl) -> Option<Kind> {
+    [Kind::Route, Kind::Secret, Kind::Assignment].into_iter().find(|kind| type_of(*kind) == *type_url)
 }
 
 /// The xDS type that fills slots of this kind.

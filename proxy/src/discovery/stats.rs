@@ -1,13 +1,16 @@
-//! Stats of discovery: `cluster_manager.cds.*`, `listener_manager.lds.*`, `control_plane.*`, and the same shape for the
-//! types that Envoy counts elsewhere.
+//! Stats of discovery. Each subscription counts under Envoy's name for it: `cluster_manager.cds.*`,
+//! `listener_manager.lds.*`, `http.<prefix>.rds.<route>.*`, `sds.<secret>.*`; those of endpoints are the cluster's own.
+//!
+//! What Envoy does not have stands under `outrigger.xds.<type>.*`: sums over a type's subscriptions, and how long an
+//! update takes from its last byte to the last worker. Source of the names: Envoy's "xDS subscription statistics" page.
 
-use super::streams::StreamId;
-use crate::stats::{Counter, Gauge, Histogram, Registry, TextReadout, Unit};
+use crate::stats::{Counter, Gauge, Histogram, Registry, Scope, TextReadout, Unit};
+use std::cell::OnceCell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use xds_client::TypeUrl;
 
-/// One type's updates.
-pub struct TypeStats {
+/// One subscription's updates.
+pub struct SubscriptionStats {
     pub update_attempt: Counter,
     pub update_success: Counter,
     pub update_failure: Counter,
@@ -17,12 +20,17 @@ pub struct TypeStats {
     version: Gauge,
     version_text: TextReadout,
     update_duration: Histogram,
+    /// Of subscriptions that have a stream of their own.
+    control_plane: OnceCell<ControlPlaneStats>,
+    scope: Scope,
+    /// What only some types have, kept because a stat lives as long as its handles.
+    _own: Vec<Counter>,
 }
 
-impl TypeStats {
-    fn new(registry: &Registry, prefix: &str) -> TypeStats {
-        let scope = registry.scope(prefix);
-        TypeStats {
+impl SubscriptionStats {
+    /// `scope` ends with a dot; `own` are counters that only this type of resource has.
+    pub fn new(scope: Scope, own: &[&str]) -> SubscriptionStats {
+        SubscriptionStats {
             update_attempt: scope.counter("update_attempt"),
             update_success: scope.counter("update_success"),
             update_failure: scope.counter("update_failure"),
@@ -32,7 +40,15 @@ impl TypeStats {
             version: scope.gauge("version"),
             version_text: scope.text_readout("version_text"),
             update_duration: scope.histogram("update_duration", Unit::Milliseconds),
+            control_plane: OnceCell::new(),
+            _own: own.iter().map(|name| scope.counter(name)).collect(),
+            scope,
         }
+    }
+
+    /// The subscription went out: to Envoy this is the first attempt.
+    pub fn subscribed(&self) {
+        self.update_attempt.inc();
     }
 
     /// An update was applied, wholly or not at all.
@@ -44,64 +60,107 @@ impl TypeStats {
         }
         self.update_success.inc();
         self.update_duration.record_duration(took);
-        self.update_time.set(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64));
-        // Envoy shows a 64-bit hash of the version, xxHash64 with seed 0
-        self.version.set(twox_hash::XxHash64::oneshot(0, version.as_bytes()));
+        self.update_time.set(millis_now());
+        self.version.set(version_number(version));
         self.version_text.set(version);
+    }
+
+    /// The stream ended, or none came about.
+    pub fn failed(&self) {
+        self.update_attempt.inc();
+        self.update_failure.inc();
+    }
+
+    pub fn control_plane(&self) -> &ControlPlaneStats {
+        self.control_plane.get_or_init(|| ControlPlaneStats::new(&self.scope))
+    }
+}
+
+/// As `update_time` shows it.
+fn millis_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+/// A version as a number: Envoy shows a 64-bit hash of it, xxHash64 with seed 0.
+fn version_number(version: &str) -> u64 {
+    twox_hash::XxHash64::oneshot(0, version.as_bytes())
+}
+
+/// One stream: the aggregated one's stand at the root, others' below their subscription's.
+pub struct ControlPlaneStats {
+    /// 1 while connected.
+    pub connected_state: Gauge,
+    pub identifier: TextReadout,
+    /// Requests that wait because of `rate_limit_settings`.
+    _pending_requests: Gauge,
+    _rate_limit_enforced: Counter,
+}
+
+impl ControlPlaneStats {
+    fn new(scope: &Scope) -> ControlPlaneStats {
+        let scope = scope.scope("control_plane.");
+        ControlPlaneStats {
+            connected_state: scope.gauge("connected_state"),
+            identifier: scope.text_readout("identifier"),
+            _pending_requests: scope.gauge("pending_requests"),
+            _rate_limit_enforced: scope.counter("rate_limit_enforced"),
+        }
+    }
+}
+
+/// All updates of a type: `outrigger.xds.<type>.*`.
+pub struct TypeStats {
+    pub update_success: Counter,
+    pub update_rejected: Counter,
+    pub propagation: Histogram,
+}
+
+impl TypeStats {
+    fn new(registry: &Registry, name: &str) -> TypeStats {
+        let scope = registry.scope(&format!("outrigger.xds.{name}."));
+        TypeStats {
+            update_success: scope.counter("update_success"),
+            update_rejected: scope.counter("update_rejected"),
+            propagation: scope.histogram("propagation", Unit::Milliseconds),
+        }
     }
 }
 
 pub struct DiscoveryStats {
-    pub clusters: TypeStats,
-    pub listeners: TypeStats,
-    pub routes: TypeStats,
-    pub endpoints: TypeStats,
-    pub secrets: TypeStats,
-    /// 1 while connected to the control plane.
-    pub connected_state: Gauge,
-    pub identifier: TextReadout,
+    pub clusters: SubscriptionStats,
+    pub listeners: SubscriptionStats,
+    /// Of the aggregated stream, if the bootstrap has one.
+    pub control_plane: Option<ControlPlaneStats>,
+    types: [(TypeUrl, TypeStats); 5],
 }
 
 impl DiscoveryStats {
-    pub fn new(registry: &Registry) -> DiscoveryStats {
+    pub fn new(registry: &Registry, aggregated: bool) -> DiscoveryStats {
+        let types = [
+            (TypeUrl::CLUSTER, "cds"),
+            (TypeUrl::LISTENER, "lds"),
+            (TypeUrl::ROUTE, "rds"),
+            (TypeUrl::ENDPOINT, "eds"),
+            (TypeUrl::SECRET, "sds"),
+        ];
         DiscoveryStats {
-            clusters: TypeStats::new(registry, "cluster_manager.cds."),
-            listeners: TypeStats::new(registry, "listener_manager.lds."),
-            routes: TypeStats::new(registry, "rds."),
-            endpoints: TypeStats::new(registry, "eds."),
-            secrets: TypeStats::new(registry, "sds."),
-            connected_state: registry.gauge("control_plane.connected_state"),
-            identifier: registry.text_readout("control_plane.identifier"),
+            clusters: SubscriptionStats::new(registry.scope("cluster_manager.cds."), &[]),
+            listeners: SubscriptionStats::new(registry.scope("listener_manager.lds."), &[]),
+            control_plane: aggregated.then(|| ControlPlaneStats::new(&registry.scope(""))),
+            types: types.map(|(type_url, name)| (type_url, TypeStats::new(registry, name))),
         }
     }
 
-    pub fn of(&self, type_url: &TypeUrl) -> Option<&TypeStats> {
+    pub fn of_type(&self, type_url: &TypeUrl) -> Option<&TypeStats> {
+        self.types.iter().find(|(known, _)| known == type_url).map(|(_, stats)| stats)
+    }
+
+    /// The subscription to everything of a type.
+    pub fn whole(&self, type_url: &TypeUrl) -> Option<&SubscriptionStats> {
         match type_url {
             t if *t == TypeUrl::CLUSTER => Some(&self.clusters),
             t if *t == TypeUrl::LISTENER => Some(&self.listeners),
-            t if *t == TypeUrl::ROUTE => Some(&self.routes),
-            t if *t == TypeUrl::ENDPOINT => Some(&self.endpoints),
-            t if *t == TypeUrl::SECRET => Some(&self.secrets),
             _ => None,
-        }
-    }
-
-    /// A stream ended: what it serves was not updated.
-    pub fn failed(&self, stream: &StreamId) {
-        match stream {
-            StreamId::Ads => {
-                for s in [&self.clusters, &self.listeners] {
-                    s.update_attempt.inc();
-                    s.update_failure.inc();
-                }
-            }
-            StreamId::Own { type_url, .. } => {
-                if let Some(s) = self.of(type_url) {
-                    s.update_attempt.inc();
-                    s.update_failure.inc();
-                }
-            }
-            StreamId::None => {}
         }
     }
 }

@@ -43,7 +43,8 @@ impl ConnectionManager {
                 Routes::Inline(RouteTable::compile(routes.clone(), services).map_err(|e| e.inside("route_config"))?)
             }
             RouteSource::Rds { name, source } => {
-                Routes::Rds(services.routes.slot(Key { name: name.clone(), source: Some(source.clone()) }))
+                let key = Key { name: name.clone(), source: Some(source.clone()) };
+                Routes::Rds(services.routes.slot_counted(key, &format!("http.{}.", config.stat_prefix)))
             }
         };
         let logs = AccessLogs::compile(&config.access_log, &services.log_files).map_err(|e| e.inside("access_log"))?;

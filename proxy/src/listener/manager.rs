@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, spawn_local};
 
 /// All listeners, on the control thread.
@@ -34,7 +34,11 @@ struct State {
     started: bool,
     /// By name; a name is here while it is live or warming.
     listeners: BTreeMap<Arc<str>, Slot>,
+    draining: Draining,
 }
+
+/// How many generations of a name drain as a whole.
+type Draining = BTreeMap<Arc<str>, usize>;
 
 #[derive(Default)]
 struct Slot {
@@ -184,7 +188,8 @@ impl ListenerManager {
 
     /// Makes the warming listener of this name the live one.
     fn activate(self: &Rc<Self>, name: &Arc<str>) {
-        let mut state = self.state.borrow_mut();
+        let mut borrowed = self.state.borrow_mut();
+        let state = &mut *borrowed;
         let started = state.started;
         let Some(slot) = state.listeners.get_mut(name) else { return };
         let Some(mut warming) = slot.warming.take() else { return };
@@ -203,7 +208,7 @@ impl ListenerManager {
                 // sockets that the workers were never given are still ours to give
                 live.waiting = old.waiting.take();
             }
-            self.retire(&old.listener, &listener);
+            self.retire(&mut state.draining, &old.listener, &listener);
             if !listener.config.bind_to_port && old.listener.config.bind_to_port {
                 self.tell(|_| Command::StopAccepting(name.clone()));
             }
@@ -212,13 +217,13 @@ impl ListenerManager {
             self.install(&mut live);
         }
         slot.live = Some(live);
-        self.count(&state);
+        self.count(state);
     }
 
     /// Begins the drain of what an update replaced.
-    fn retire(self: &Rc<Self>, old: &Listener, new: &Listener) {
+    fn retire(self: &Rc<Self>, draining: &mut Draining, old: &Listener, new: &Listener) {
         if old.config.shell_hash != new.config.shell_hash {
-            return self.drain_away(old);
+            return self.drain_away(draining, old);
         }
         self.stats.in_place_updated.inc();
         for chain in old.chains_gone_in(new) {
@@ -233,15 +238,33 @@ impl ListenerManager {
         }
     }
 
-    fn drain_away(&self, listener: &Listener) {
+    fn drain_away(self: &Rc<Self>, draining: &mut Draining, listener: &Listener) {
         listener.drain.begin(self.drain_time);
-        let gauge = self.stats.draining.clone();
-        gauge.inc();
+        let name = listener.config.name.clone();
+        *draining.entry(name.clone()).or_default() += 1;
+        self.stats.draining.inc();
+        let manager = Rc::downgrade(self);
         let drain_time = self.drain_time;
         spawn_local(async move {
             tokio::time::sleep(drain_time).await;
-            gauge.dec();
+            if let Some(manager) = manager.upgrade() {
+                manager.drained(&name);
+            }
         });
+    }
+
+    /// The drain of one generation is over.
+    fn drained(&self, name: &Arc<str>) {
+        self.stats.draining.dec();
+        let draining = &mut self.state.borrow_mut().draining;
+        if let Some(generations) = draining.get_mut(name) {
+            *generations -= 1;
+            if *generations == 0 {
+                draining.remove(name);
+            }
+        }
+        // whoever follows this looks at what drains, too
+        self.warming.send_modify(|_| {});
     }
 
     /// Has the workers serve it. Its sockets listen from here on: who asks right after finds a queue, however busy the
@@ -274,7 +297,7 @@ impl ListenerManager {
         let Some(slot) = state.listeners.remove(name) else { return false };
         if let Some(live) = &slot.live {
             self.tell(|_| Command::Remove(live.listener.config.name.clone()));
-            self.drain_away(&live.listener);
+            self.drain_away(&mut state.draining, &live.listener);
         }
         self.stats.removed.inc();
         self.count(&state);
@@ -297,6 +320,35 @@ impl ListenerManager {
     pub fn warming(&self) -> Vec<Arc<str>> {
         let state = self.state.borrow();
         state.listeners.iter().filter(|(_, slot)| slot.warming.is_some()).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Returns once every worker has obeyed all orders given so far.
+    pub fn obeyed(&self) -> impl Future<Output = ()> + 'static {
+        let (reports, answers): (Vec<_>, Vec<_>) = self.workers.iter().map(|_| oneshot::channel()).unzip();
+        for (worker, report) in self.workers.iter().zip(reports) {
+            // a worker that is gone has nothing to obey
+            let _ = worker.send(Order(Command::Report(report)));
+        }
+        async move {
+            for answer in answers {
+                let _ = answer.await;
+            }
+        }
+    }
+
+    /// Whether a version of this listener waits for something.
+    pub fn is_warming(&self, name: &str) -> bool {
+        self.state.borrow().listeners.get(name).is_some_and(|slot| slot.warming.is_some())
+    }
+
+    /// Whether a version of this listener that was removed or replaced drains.
+    pub fn is_draining(&self, name: &str) -> bool {
+        self.state.borrow().draining.contains_key(name)
+    }
+
+    /// How many listeners are warming: a receiver that sees every later change, and every end of a drain.
+    pub fn watch_warming(&self) -> watch::Receiver<usize> {
+        self.warming.subscribe()
     }
 
     /// Returns once no listener is warming.

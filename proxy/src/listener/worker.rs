@@ -31,6 +31,8 @@ pub(super) enum Command {
     StopAccepting(Arc<str>),
     /// Close its sockets and forget it.
     Remove(Arc<str>),
+    /// Say that every order before this one is obeyed.
+    Report(oneshot::Sender<()>),
 }
 
 /// How long accepting pauses when the process has no file descriptors or memory for one more connection.
@@ -148,6 +150,8 @@ fn obey(command: Command, table: &Rc<Table>, worker: &Rc<Worker>) {
                 table.forget_addresses(&entry);
             }
         }
+        // whoever asked may not wait any more
+        Command::Report(obeyed) => drop(obeyed.send(())),
     }
 }
 

@@ -4,12 +4,12 @@ use super::logging;
 use super::memory::Memory;
 use super::state::Lifecycle;
 use crate::admin::{
-    AdminSource, ClusterView, ConfigDumpQuery, DrainOptions, EdsHealth, HealthView, HostView, ListenerView, MemoryView,
-    Refusal, RuntimeView, ServerInfo, Thresholds,
+    AdminSource, ClusterView, ConfigDumpQuery, DrainOptions, EdsHealth, HealthView, HostView, LedgerQuery,
+    ListenerView, MemoryView, Refusal, RuntimeView, ServerInfo, Thresholds,
 };
 use crate::cli::Options;
 use crate::config::model::{self, Address, Bootstrap, HealthStatus};
-use crate::discovery::{Discovery, DumpQuery, StaticConfig, Warming};
+use crate::discovery::{Discovery, StaticConfig};
 use crate::listener::ListenerManager;
 use crate::services::Services;
 use crate::stats::Registry;
@@ -54,6 +54,7 @@ impl AdminSource for Source {
 
     fn refresh_stats(&self) {
         self.lifecycle.refresh(&self.services.secrets);
+        self.discovery.refresh_stats();
     }
 
     fn clusters(&self) -> Vec<ClusterView> {
@@ -72,18 +73,15 @@ impl AdminSource for Source {
     }
 
     fn config_dump(&self, query: &ConfigDumpQuery) -> Result<Value, Refusal> {
-        let warming = Warming {
-            clusters: self.services.clusters.warming().into_iter().collect(),
-            listeners: self.listeners.warming().into_iter().collect(),
-        };
-        let query = DumpQuery {
-            resource: query.resource.clone(),
-            mask: query.mask.clone(),
-            name_regex: query.name_regex.clone(),
-            include_eds: query.include_eds,
-        };
-        let ledger = self.discovery.ledger.borrow();
-        ledger.dump(&self.static_config, &warming, &query).map_err(|message| Refusal { status: 400, message })
+        let mut ledger = self.discovery.ledger.borrow_mut();
+        ledger.settle();
+        ledger.dump(&self.static_config, query).map_err(|message| Refusal { status: 400, message })
+    }
+
+    fn ledger(&self, query: &LedgerQuery) -> Result<String, Refusal> {
+        let mut ledger = self.discovery.ledger.borrow_mut();
+        ledger.settle();
+        ledger.page(query).map_err(|message| Refusal { status: 400, message })
     }
 
     fn init_dump(&self, mask: Option<&str>) -> Value {

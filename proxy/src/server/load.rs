@@ -3,6 +3,7 @@
 use crate::cli::{Mode, Options};
 use crate::config::answers::Deprecated;
 use crate::config::{self, Checked, ConfigError, Context, ProblemKind, StaticResources, model};
+use bytes::Bytes;
 use std::path::Path;
 use std::time::SystemTime;
 use xds_protos::{Descriptors, Format, LoadError, Node, ParseOptions, Parsed, Value, load_json, load_yaml};
@@ -13,7 +14,7 @@ const BOOTSTRAP: &str = "envoy.config.bootstrap.v3.Bootstrap";
 pub struct Loaded {
     pub model: model::Bootstrap,
     /// The message, for /config_dump.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     pub notices: Notices,
     pub at: SystemTime,
 }
@@ -207,7 +208,7 @@ pub fn load(options: &Options) -> Result<Loaded, String> {
     override_node(&mut model.node, options);
     let mut notices = Notices { unknown_fields, ..Notices::default() };
     notices.add(context.notices, &checked.resources);
-    Ok(Loaded { model, bytes, notices, at: SystemTime::now() })
+    Ok(Loaded { model, bytes: bytes.into(), notices, at: SystemTime::now() })
 }
 
 /// What the flags say of the node stands above what the bootstrap says.

@@ -23,8 +23,9 @@ use crate::slots::{Kind, Store};
 use crate::stats::Registry;
 use crate::tls::Secrets;
 use crate::upstream::ClusterManager;
+use bytes::Bytes;
 use load::Loaded;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -84,7 +85,7 @@ fn log_notices(notices: &load::Notices, options: &Options) {
     }
     if !options.skip_deprecated_logs {
         for field in notices.deprecated_fields.iter().take(LOGGED) {
-            tracing::warn!("Deprecated field: {}: {}", field.path, deprecation(field));
+            tracing::warn!("Deprecated field: {field} ({})", field.path);
         }
     }
     for warning in notices.warnings.iter().take(LOGGED) {
@@ -94,18 +95,6 @@ fn log_notices(notices: &load::Notices, options: &Options) {
     if more > 0 {
         tracing::warn!("{more} more fields have no effect; --mode validate --format json lists them all");
     }
-}
-
-/// Envoy's words, which tools look for.
-fn deprecation(field: &crate::config::answers::Deprecated) -> String {
-    let name = &field.full_name;
-    let kind = name.rsplit_once('.').map_or("", |(kind, _)| kind);
-    let how = if field.disallowed {
-        "Using runtime overrides to continue using now fatal-by-default deprecated option"
-    } else {
-        "Using deprecated option"
-    };
-    format!("type {kind} {how} '{name}'. This configuration will be removed from Envoy soon.")
 }
 
 fn program() -> String {
@@ -169,7 +158,7 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
         bootstrap: bootstrap.clone(),
         reject_unknown_fields: options.reject_unknown_dynamic_fields,
     });
-    record_static(&discovery, &loaded.bytes);
+    record_static(&discovery, &loaded.bytes, &loaded.notices.warnings);
     if let Some(admin) = &bootstrap.admin {
         let source = admin_source::Source {
             options: options.clone(),
@@ -210,7 +199,12 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
         let _ = started.await;
         return Ok(ExitCode::SUCCESS);
     }
-    tokio::task::spawn_local(flush_stats(services.clone(), lifecycle.clone(), bootstrap.stats_flush_interval));
+    tokio::task::spawn_local(flush_stats(
+        services.clone(),
+        lifecycle.clone(),
+        discovery.clone(),
+        bootstrap.stats_flush_interval,
+    ));
     tokio::task::spawn_local(flush_logs(
         services.clone(),
         Duration::from_millis(options.file_flush_interval_msec.max(1)),
@@ -266,17 +260,30 @@ async fn start_up(
     memory::forget_start_up();
 }
 
-fn record_static(discovery: &Discovery, bytes: &[u8]) {
-    for (type_url, name, bytes) in crate::config::static_resources(bytes) {
-        discovery.ledger.borrow_mut().record_static(&TypeUrl::from_static(type_url), &name, bytes);
+fn record_static(discovery: &Discovery, bytes: &Bytes, warnings: &[load::Warning]) {
+    // by resource: there may be as many of both as the bootstrap has lines
+    let mut of_resource: HashMap<&str, Vec<String>> = HashMap::new();
+    for warning in warnings {
+        if let Some((holder, below)) = warning.path.split_once("].") {
+            of_resource.entry(holder).or_default().push(format!("{below}: {}", warning.meaning));
+        }
+    }
+    let mut ledger = discovery.ledger.borrow_mut();
+    for resource in crate::config::static_resources(bytes) {
+        let type_url = TypeUrl::from_static(resource.type_url);
+        ledger.record_static(&type_url, &resource.name, resource.bytes);
+        if let Some(lines) = of_resource.get(resource.path.trim_end_matches(']')) {
+            ledger.warned(&type_url, &resource.name, lines);
+        }
     }
 }
 
-async fn flush_stats(services: Arc<Services>, lifecycle: Rc<Lifecycle>, interval: Duration) {
+async fn flush_stats(services: Arc<Services>, lifecycle: Rc<Lifecycle>, discovery: Rc<Discovery>, interval: Duration) {
     let mut tick = tokio::time::interval(interval);
     loop {
         tick.tick().await;
         lifecycle.refresh(&services.secrets);
+        discovery.refresh_stats();
         services.registry.flush();
     }
 }

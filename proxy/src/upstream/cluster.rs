@@ -36,6 +36,16 @@ pub struct Cluster {
     retired: AtomicBool,
 }
 
+/// What an assignment changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Applied {
+    Nothing,
+    /// Health, weight, locality or metadata of hosts that stay.
+    Facts,
+    /// Hosts came or went.
+    Members,
+}
+
 /// How the bytes of a connection travel.
 pub(super) enum Transport {
     Raw,
@@ -105,8 +115,18 @@ impl Cluster {
         self.stats.get_or_init(|| {
             let stats = Arc::new(ClusterStats::new(&self.scope()));
             show_rest(&stats, &self.endpoints.load());
+            self.show_updates();
             stats
         })
+    }
+
+    /// Has the stats of discovery shown that idle clusters do without.
+    fn show_updates(&self) {
+        if let (ClusterDiscovery::Eds { .. }, Some(updates)) =
+            (&self.config.discovery, self.config_stats.known_updates())
+        {
+            updates.eds();
+        }
     }
 
     /// The circuit breakers of a priority, made on first use.
@@ -161,16 +181,18 @@ impl Cluster {
         if let Some(stats) = running.stats.get().filter(|_| running.config.stat_name == self.config.stat_name) {
             // one that traffic has already made counts in the same cells
             let _ = self.stats.set(Arc::clone(stats));
+            self.update_stats();
+            self.show_updates();
         }
     }
 
-    /// Takes an assignment; says whether anything differs from the one before. Called by the control thread only.
-    pub(super) fn apply(&self, assignment: &LoadAssignment) -> bool {
+    /// Takes an assignment; says what differs from the one before. Called by the control thread only.
+    pub(super) fn apply(&self, assignment: &LoadAssignment) -> Applied {
         let old = self.endpoints.load_full();
         let (next, change) = old.next(assignment, self.config.panic_threshold);
         if !change.members && !change.facts && old.shares == next.shares && old.generation > 0 {
             self.show_members(&old);
-            return false;
+            return Applied::Nothing;
         }
         let next = Arc::new(next);
         self.show_members(&next);
@@ -181,7 +203,7 @@ impl Cluster {
         for host in &change.removed {
             host.remove();
         }
-        true
+        if change.members { Applied::Members } else { Applied::Facts }
     }
 
     fn show_members(&self, set: &EndpointSet) {

@@ -6,7 +6,7 @@
 
 use super::host::{Health, Host, HostFacts};
 use crate::config::model::{Address, LoadAssignment};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// All endpoints of a cluster. `generation` differs between any two sets of a cluster.
@@ -96,6 +96,15 @@ impl EndpointSet {
         self.priorities.iter().map(|p| p.degraded).sum()
     }
 
+    /// Whether an assignment would keep every host and add none.
+    pub(super) fn has_members_of(&self, assignment: &LoadAssignment) -> bool {
+        let mut known: HashMap<&Address, &Arc<Host>> = self.hosts().map(|h| (&h.address.0, h)).collect();
+        let mut seen = HashSet::new();
+        let mut endpoints = assignment.localities.iter().flat_map(|l| &l.endpoints);
+        endpoints.all(|e| !seen.insert(&e.address) || known.remove(&e.address).is_some_and(|h| h.is_for(e)))
+            && known.is_empty()
+    }
+
     /// The set after `self`. Hosts of equal address, host name and transport selector are kept; the caller marks the
     /// ones that are gone once the new set is in use.
     pub(super) fn next(&self, assignment: &LoadAssignment, panic_threshold: f64) -> (EndpointSet, Change) {
@@ -122,10 +131,7 @@ impl EndpointSet {
                     health: endpoint.health,
                     metadata: endpoint.metadata.clone(),
                 };
-                let kept = known.get(&endpoint.address).copied().filter(|host| {
-                    host.hostname == endpoint.hostname
-                        && host.facts().transport_selector() == facts.transport_selector()
-                });
+                let kept = known.get(&endpoint.address).copied().filter(|host| host.is_for(endpoint));
                 let host = match kept {
                     Some(host) => {
                         known.remove(&endpoint.address);

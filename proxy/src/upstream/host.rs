@@ -101,6 +101,12 @@ impl Host {
         lb.and_then(|lb| lb.get("canary")).and_then(serde_json::Value::as_bool) == Some(true)
     }
 
+    /// Whether this host, of equal address, is what an endpoint of new configuration means.
+    pub(super) fn is_for(&self, endpoint: &Endpoint) -> bool {
+        self.hostname == endpoint.hostname
+            && self.facts.load().transport_selector() == transport_selector(endpoint.metadata.as_deref())
+    }
+
     /// Takes new facts; says whether they differ.
     pub(super) fn update(&self, facts: HostFacts) -> bool {
         let differs = **self.facts.load() != facts;
@@ -143,6 +149,10 @@ impl HostFacts {
     /// What selects the transport; a host whose selector changes is another host, so that no connection made under the
     /// old one is used again.
     pub(super) fn transport_selector(&self) -> Option<&serde_json::Value> {
-        self.metadata.as_ref()?.get("envoy.transport_socket_match")
+        transport_selector(self.metadata.as_deref())
     }
+}
+
+fn transport_selector(metadata: Option<&BTreeMap<String, serde_json::Value>>) -> Option<&serde_json::Value> {
+    metadata?.get("envoy.transport_socket_match")
 }

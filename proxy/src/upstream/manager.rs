@@ -3,18 +3,20 @@
 //! Belongs to the control thread (the one with the `LocalRuntime` that warming and discovery run on); workers only hold
 //! slots. Knows nothing of where configuration comes from.
 
-use super::cluster::{Cluster, Place};
+use super::cluster::{Applied, Cluster, Place};
 use super::dns::{self, Resolvers};
+use super::merge::Merging;
 use super::slot::{ClusterSlot, SlotIds};
 use super::status::ClusterStatus;
 use super::xds_connector::XdsConnector;
 use crate::config::ConfigError;
 use crate::config::model::{ClusterConfig, ClusterDiscovery, LoadAssignment};
-use crate::slots::{Key, Slot, Store};
+use crate::slots::{Key, Progress, Slot, Store};
 use crate::stats::{Counter, Gauge, Registry};
 use crate::tls::Secrets;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
@@ -86,6 +88,20 @@ struct ManagerStats {
     modified: Counter,
     removed: Counter,
     updated: Counter,
+    updated_via_merge: Counter,
+    merge_cancelled: Counter,
+    out_of_merge_window: Counter,
+}
+
+/// Why endpoints were not updated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AssignmentFailure {
+    /// What came was refused.
+    Rejected,
+    /// Nothing came in time.
+    TimedOut,
+    /// The source has none (any more).
+    Empty,
 }
 
 impl ClusterManager {
@@ -103,6 +119,9 @@ impl ClusterManager {
             modified: scope.counter("cluster_modified"),
             removed: scope.counter("cluster_removed"),
             updated: scope.counter("cluster_updated"),
+            updated_via_merge: scope.counter("cluster_updated_via_merge"),
+            merge_cancelled: scope.counter("update_merge_cancelled"),
+            out_of_merge_window: scope.counter("update_out_of_merge_window"),
         };
         Arc::new(ClusterManager {
             registry,
@@ -187,13 +206,15 @@ impl ClusterManager {
             }
             Source::Eds(slot) if settled && slot.is_settled() => {
                 entry.warming = None;
+                let began = Instant::now();
                 cluster.update_stats().update_attempt.inc();
                 // subscribed before the value is read, so that no update falls between
                 let changes = slot.watch();
                 let assignment = slot.load().unwrap_or_default();
                 entry.publish(&cluster, Some(&assignment));
-                cluster.update_stats().update_success.inc();
-                let task = follow_assignments(Arc::downgrade(self), Arc::clone(&cluster), slot, changes);
+                cluster.update_stats().updated(slot.version(), began.elapsed());
+                let following = Following { cluster: Arc::clone(&cluster), slot, changes, applied: assignment };
+                let task = following.run(Arc::downgrade(self));
                 entry.live = Some(spawn(task));
                 Update::Live
             }
@@ -233,6 +254,50 @@ impl ClusterManager {
         state.clusters.iter().filter(|(_, e)| e.warming.is_some()).map(|(name, _)| Arc::clone(name)).collect()
     }
 
+    /// Whether any cluster waits for something.
+    pub fn any_warming(&self) -> bool {
+        *self.warming.borrow() > 0
+    }
+
+    /// Counts an update of endpoints that came to nothing, with every cluster of this service name.
+    pub fn assignment_failed(&self, service_name: &str, failure: AssignmentFailure) {
+        let state = self.state();
+        for cluster in state.clusters.values().flat_map(Entry::versions) {
+            match &cluster.config.discovery {
+                ClusterDiscovery::Eds { service_name: own, .. } if **own == *service_name => {}
+                _ => continue,
+            }
+            let stats = cluster.update_stats();
+            match failure {
+                AssignmentFailure::Rejected => stats.eds().update_rejected.inc(),
+                AssignmentFailure::TimedOut => stats.eds().init_fetch_timeout.inc(),
+                AssignmentFailure::Empty => stats.rare().update_empty.inc(),
+            }
+            stats.update_attempt.inc();
+        }
+    }
+
+    /// Counts the end of a stream that serves endpoints, with the clusters that traffic has reached.
+    pub fn stream_failed(&self) {
+        for cluster in self.state().clusters.values().flat_map(Entry::versions) {
+            if let (ClusterDiscovery::Eds { .. }, true) = (&cluster.config.discovery, cluster.update_stats().is_shown())
+            {
+                cluster.update_stats().update_attempt.inc();
+                cluster.update_stats().rare().update_failure.inc();
+            }
+        }
+    }
+
+    /// Whether a version of this cluster waits for something.
+    pub fn is_warming(&self, name: &str) -> bool {
+        self.state().clusters.get(name).is_some_and(|entry| entry.warming.is_some())
+    }
+
+    /// How many clusters are warming: a receiver that sees every later change.
+    pub fn watch_warming(&self) -> watch::Receiver<usize> {
+        self.warming.subscribe()
+    }
+
     /// Returns once no cluster is warming.
     pub async fn all_warm(&self) {
         let mut warming = self.warming.subscribe();
@@ -260,10 +325,6 @@ impl ClusterManager {
 
     pub(super) fn resolvers(&self) -> &Resolvers {
         &self.resolvers
-    }
-
-    pub(super) fn endpoints_changed(&self) {
-        self.stats.updated.inc();
     }
 
     /// Follows one entry's step from one phase to another: counting all entries on each push would be quadratic.
@@ -318,6 +379,10 @@ impl Entry {
         Phase { live: self.live.is_some(), warming: self.warming.is_some() }
     }
 
+    fn versions(&self) -> impl Iterator<Item = Arc<Cluster>> {
+        self.slot.load().into_iter().chain(self.warming.as_ref().map(|(cluster, _)| Arc::clone(cluster)))
+    }
+
     fn publish(&self, cluster: &Arc<Cluster>, assignment: Option<&LoadAssignment>) {
         if let Some(running) = self.slot.load() {
             cluster.start_from(&running);
@@ -365,15 +430,18 @@ async fn warm(manager: Weak<ClusterManager>, cluster: Arc<Cluster>, source: Sour
         Source::Eds(slot) => {
             cluster.update_stats().update_attempt.inc();
             slot.settled().await;
+            let began = Instant::now();
             let changes = slot.watch();
             let assignment = slot.load();
-            if assignment.is_some() {
-                cluster.update_stats().update_success.inc();
-            }
             let Some(up) = manager.upgrade() else { return };
-            up.warmed(&cluster, Some(&assignment.unwrap_or_default()));
+            let came = assignment.is_some();
+            let assignment = assignment.unwrap_or_default();
+            up.warmed(&cluster, Some(&assignment));
             drop(up);
-            follow_assignments(manager, cluster, slot, changes).await;
+            if came {
+                cluster.update_stats().updated(slot.version(), began.elapsed());
+            }
+            Following { cluster, slot, changes, applied: assignment }.run(manager).await;
         }
         Source::Dns => dns::follow(manager, cluster).await,
     }
@@ -383,34 +451,70 @@ impl ClusterManager {
     pub(super) fn resolved(&self, cluster: &Arc<Cluster>, assignment: &LoadAssignment, first: bool) {
         if first {
             self.warmed(cluster, Some(assignment));
-        } else if cluster.apply(assignment) {
-            self.endpoints_changed();
+        } else if cluster.apply(assignment) == Applied::Nothing {
+            cluster.update_stats().not_rebuilt();
         } else {
-            cluster.update_stats().rare().update_no_rebuild.inc();
+            self.stats.updated.inc();
         }
     }
 }
 
-/// Applies every later assignment. An assignment that goes away changes nothing, as in Envoy: the last one serves on.
-async fn follow_assignments(
-    manager: Weak<ClusterManager>,
+/// A cluster and where its endpoints come from, once it is live.
+struct Following {
     cluster: Arc<Cluster>,
     slot: Arc<Slot<LoadAssignment>>,
-    mut changes: watch::Receiver<crate::slots::Progress>,
-) {
-    while changes.changed().await.is_ok() {
-        let stats = cluster.update_stats();
-        match slot.load() {
-            Some(assignment) => {
-                stats.update_success.inc();
-                if !cluster.apply(&assignment) {
-                    stats.rare().update_no_rebuild.inc();
-                } else if let Some(manager) = manager.upgrade() {
-                    manager.endpoints_changed();
+    changes: watch::Receiver<Progress>,
+    applied: Arc<LoadAssignment>,
+}
+
+impl Following {
+    /// Applies every later assignment; those that change no member wait for the end of the cluster's merge window.
+    async fn run(mut self, manager: Weak<ClusterManager>) {
+        let mut merging = Merging::new(self.cluster.config.update_merge_window);
+        loop {
+            let merged = tokio::select! {
+                changed = self.changes.changed() => match changed {
+                    Ok(()) => false,
+                    Err(_) => return,
+                },
+                () = merging.due() => true,
+            };
+            let Some(manager) = manager.upgrade() else { return };
+            let began = Instant::now();
+            let assignment = self.slot.load().unwrap_or_else(|| Arc::clone(&self.applied));
+            let outcome = if merged {
+                merging.applied();
+                manager.stats.updated_via_merge.inc();
+                self.apply(assignment)
+            } else if Arc::ptr_eq(&assignment, &self.applied) {
+                Some(Applied::Nothing)
+            } else if merging.may_wait() && self.cluster.endpoints().has_members_of(&assignment) {
+                merging.wait();
+                None
+            } else {
+                if merging.applied() {
+                    manager.stats.merge_cancelled.inc();
                 }
+                let outcome = self.apply(assignment);
+                if outcome == Some(Applied::Facts) && merging.is_on() {
+                    manager.stats.out_of_merge_window.inc();
+                }
+                outcome
+            };
+            match outcome {
+                Some(Applied::Nothing) => self.cluster.update_stats().not_rebuilt(),
+                Some(_) => manager.stats.updated.inc(),
+                None => {}
             }
-            None => stats.rare().update_empty.inc(),
+            if !merged {
+                self.cluster.update_stats().updated(self.slot.version(), began.elapsed());
+            }
         }
+    }
+
+    fn apply(&mut self, assignment: Arc<LoadAssignment>) -> Option<Applied> {
+        self.applied = assignment;
+        Some(self.cluster.apply(&self.applied))
     }
 }
 
@@ -502,7 +606,7 @@ mod tests {
             settle().await;
             assert_eq!(ports(&cluster), ["127.0.0.1:2", "127.0.0.1:3"]);
             assert!(Arc::ptr_eq(cluster.endpoints().hosts().next().unwrap(), &kept));
-            store.clear(&key("svc"));
+            manager.assignment_failed("svc", AssignmentFailure::Empty);
             settle().await;
             assert_eq!(ports(&cluster).len(), 2, "an assignment that goes away changes nothing");
             assert_eq!(cluster.update_stats().rare().update_empty.value(), 1);

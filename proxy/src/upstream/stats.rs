@@ -3,9 +3,9 @@
 //! Traffic stats exist from the first request on; what describes the configuration exists with the cluster. Handles only:
 //! counting costs no look-up. Source of the names: Envoy's "Cluster manager: Statistics" page.
 
-use crate::stats::{Counter, Gauge, Histogram, Scope, Unit};
-use std::sync::OnceLock;
-use std::time::Duration;
+use crate::stats::{Counter, Gauge, Histogram, Scope, TextReadout, Unit};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 macro_rules! stats {
     ($(#[$doc:meta])* $name:ident { counters { $($counter:ident),* } gauges { $($gauge:ident),* } $($field:ident: $type:ty = $make:expr,)* }) => {
@@ -138,6 +138,8 @@ stats! {
         counters { update_attempt, update_success }
         gauges { }
         rare: OnceLock<Box<RareUpdateStats>> = |_: &Scope| OnceLock::new(),
+        eds: OnceLock<Box<EdsStats>> = |_: &Scope| OnceLock::new(),
+        quiet: Mutex<Quiet> = |_: &Scope| Mutex::default(),
         scope: Scope = |s: &Scope| s.clone(),
     }
 }
@@ -145,18 +147,94 @@ stats! {
 stats! {
     /// Of updates that brought nothing. Made with the first of them.
     RareUpdateStats {
-        counters { update_failure, update_empty, update_no_rebuild }
+        counters { update_failure, update_empty }
         gauges { }
     }
+}
+
+stats! {
+    /// The rest of what a subscription to endpoints counts. Made with the first traffic, or trouble.
+    EdsStats {
+        counters {
+            update_no_rebuild, update_rejected, init_fetch_timeout, assignment_stale, assignment_timeout_received,
+            assignment_use_cached
+        }
+        gauges { update_time, version }
+        version_text: TextReadout = |s: &Scope| s.text_readout("version_text"),
+        update_duration: Histogram = |s: &Scope| s.histogram("update_duration", Unit::Milliseconds),
+    }
+}
+
+/// What is known for [`EdsStats`] before they are made: idle clusters have no more than this.
+#[derive(Default)]
+struct Quiet {
+    no_rebuild: u64,
+    version: Arc<str>,
+    /// Milliseconds since the epoch.
+    at: u64,
 }
 
 impl UpdateStats {
     pub(super) fn rare(&self) -> &RareUpdateStats {
         self.rare.get_or_init(|| Box::new(RareUpdateStats::new(&self.scope)))
     }
+
+    /// Endpoints came.
+    pub(super) fn updated(&self, version: Arc<str>, took: Duration) {
+        self.update_attempt.inc();
+        self.update_success.inc();
+        {
+            let mut quiet = self.quiet();
+            quiet.version = version;
+            quiet.at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        }
+        if let Some(eds) = self.eds.get() {
+            eds.update_duration.record_duration(took);
+            self.show(eds);
+        }
+    }
+
+    /// An update came that changed nothing.
+    pub(super) fn not_rebuilt(&self) {
+        self.quiet().no_rebuild += 1;
+        if let Some(eds) = self.eds.get() {
+            self.show(eds);
+        }
+    }
+
+    /// From now on all of a subscription's stats are kept.
+    pub(super) fn eds(&self) -> &EdsStats {
+        let eds = self.eds.get_or_init(|| Box::new(EdsStats::new(&self.scope)));
+        self.show(eds);
+        eds
+    }
+
+    pub(super) fn is_shown(&self) -> bool {
+        self.eds.get().is_some()
+    }
+
+    fn show(&self, eds: &EdsStats) {
+        let mut quiet = self.quiet();
+        eds.update_no_rebuild.add(std::mem::take(&mut quiet.no_rebuild));
+        if quiet.at > 0 {
+            eds.update_time.set(quiet.at);
+            // Envoy shows a 64-bit hash of the version, xxHash64 with seed 0
+            eds.version.set(twox_hash::XxHash64::oneshot(0, quiet.version.as_bytes()));
+            eds.version_text.set(&quiet.version);
+        }
+    }
+
+    fn quiet(&self) -> MutexGuard<'_, Quiet> {
+        self.quiet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl ConfigStats {
+    /// Those of updates, if there were any.
+    pub(super) fn known_updates(&self) -> Option<&UpdateStats> {
+        self.updates.get().map(|updates| &**updates)
+    }
+
     pub(super) fn updates(&self, scope: impl FnOnce() -> Scope) -> &UpdateStats {
         self.updates.get_or_init(|| Box::new(UpdateStats::new(&scope())))
     }

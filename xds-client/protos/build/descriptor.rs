@@ -29,6 +29,8 @@ pub struct Field {
     /// [`flag`] bits.
     pub flags: u8,
     pub oneof: Option<u8>,
+    /// Place among the fields as the .proto file has them.
+    pub declared_at: u8,
     /// Full name of the message or enum.
     pub type_name: String,
     /// Wire form of `validate.FieldRules`.

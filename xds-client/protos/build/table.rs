@@ -39,6 +39,9 @@ pub fn write(mut schema: Schema) -> Vec<u8> {
     heap.put(b"");
     let (mut messages, mut fields, mut names, mut oneofs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for message in &mut schema.messages {
+        for (at, field) in message.fields.iter_mut().enumerate() {
+            field.declared_at = u8::try_from(at).expect("no message has that many fields");
+        }
         message.fields.sort_by_key(|field| field.number);
         // A proto3 `optional` makes a oneof of its own, always behind the real ones.
         let real =
@@ -72,7 +75,7 @@ pub fn write(mut schema: Schema) -> Vec<u8> {
                 heap.put(field.name.as_bytes()),
                 heap.put(field.json_name.as_bytes()),
                 field.number,
-                u32::from_le_bytes([field.kind, field.flags, field.oneof.unwrap_or(NO_ONEOF), 0]),
+                u32::from_le_bytes([field.kind, field.flags, field.oneof.unwrap_or(NO_ONEOF), field.declared_at]),
                 type_of(field, &message_at, &enum_at),
                 heap.put(&field.rules),
             ]);

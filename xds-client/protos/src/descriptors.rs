@@ -9,6 +9,7 @@ use crate::json::load_json;
 use crate::node::{Node, Value};
 use crate::pb::google::protobuf::{Any, Struct};
 use crate::print::{self, Style};
+use crate::rules::{self, Violation};
 use crate::table::Message;
 use crate::yaml::load_yaml;
 use crate::{TypedStruct, convert};
@@ -170,6 +171,13 @@ impl Descriptors {
     /// type is not known or the bytes are none of it.
     pub fn inspect(&self, full_name: &str, bytes: &[u8]) -> Option<Findings> {
         inspect::inspect(Message::find(full_name)?, bytes)
+    }
+
+    /// Checks the API's own constraints, here and in every Any whose type is known, and collects what breaks them (up
+    /// to [`MAX_VIOLATIONS`](crate::MAX_VIOLATIONS)), the first being the one that Envoy would name. `None` when the
+    /// type is not known or the bytes are none of it.
+    pub fn violations(&self, full_name: &str, bytes: &[u8]) -> Option<Vec<Violation>> {
+        rules::violations(Message::find(full_name)?, bytes)
     }
 
     /// Unpacks a `TypedStruct` (either spelling) into the message it describes, dropping fields that are not known, as

@@ -7,7 +7,7 @@
 use std::fmt::Write;
 
 use crate::error::{FieldPath, LoadError, Position};
-use crate::node::{Key, MAX_DEPTH, Node, Value, quote};
+use crate::node::{Key, MAX_DEPTH, Node, Value, quote, repeated};
 use crate::scalar;
 use crate::table::{Enum, Field, FieldType, Message, Special};
 use crate::text;
@@ -28,6 +28,8 @@ pub(crate) struct Encoder<'a> {
     file: Option<&'a str>,
     allow_unknown: bool,
     path: Vec<Step<'a>>,
+    /// Below a field that was set before: defaults are written too, to replace what stands there.
+    again: bool,
     pub(crate) unknown: Vec<FieldPath>,
     pub(crate) deprecated: Vec<FieldPath>,
     pub(crate) errors: Vec<LoadError>,
@@ -36,7 +38,7 @@ pub(crate) struct Encoder<'a> {
 impl<'a> Encoder<'a> {
     pub(crate) fn new(file: Option<&'a str>, allow_unknown: bool) -> Encoder<'a> {
         let (unknown, deprecated, errors) = (Vec::new(), Vec::new(), Vec::new());
-        Encoder { file, allow_unknown, path: Vec::new(), unknown, deprecated, errors }
+        Encoder { file, allow_unknown, path: Vec::new(), again: false, unknown, deprecated, errors }
     }
 
     fn path(&self) -> String {
@@ -107,7 +109,7 @@ impl<'a> Encoder<'a> {
             Value::Text(value) => match parse(value) {
                 Some((seconds, nanos)) => {
                     for (number, value) in [(1, seconds), (2, i64::from(nanos))] {
-                        if value != 0 {
+                        if value != 0 || self.again {
                             put_tag(out, number, 0);
                             put_varint(out, value as u64);
                         }
@@ -129,6 +131,7 @@ impl<'a> Encoder<'a> {
     /// The members of an object, without the one named `skipped`.
     fn fields(&mut self, message: Message, entries: &'a [(Key, Node)], skipped: &str, out: &mut Vec<u8>) {
         let mut oneofs: Vec<Option<Field>> = Vec::new();
+        let mut met: Vec<Field> = Vec::new();
         for (key, node) in entries.iter().filter(|(key, _)| skipped.is_empty() || key.name != skipped) {
             let Some(field) = message.field_by_name(&key.name) else {
                 self.unknown_field(message, key);
@@ -138,11 +141,21 @@ impl<'a> Encoder<'a> {
                 if oneofs.len() <= at {
                     oneofs.resize(at + 1, None);
                 }
-                if let Some(other) = oneofs[at].replace(field).filter(|other| *other != field) {
-                    let expected = format!("only one of `{}` and `{}`", other.name(), field.name());
-                    self.within(Step::Field(field.name()), |this| this.error(key.at, "both", expected));
+                if let Some(other) = oneofs[at].replace(field) {
+                    let (found, expected) = if other == field {
+                        ("a second value", format!("`{}` once", field.name()))
+                    } else {
+                        ("both", format!("only one of `{}` and `{}`", other.name(), field.name()))
+                    };
+                    self.within(Step::Field(field.name()), |this| this.error(key.at, found, expected));
                     continue;
                 }
+            }
+            let outer = self.again;
+            if met.contains(&field) {
+                self.again = true;
+            } else {
+                met.push(field);
             }
             self.within(Step::Field(field.name()), |this| {
                 if field.is_deprecated() && !is_absent(field, node) {
@@ -151,6 +164,7 @@ impl<'a> Encoder<'a> {
                 }
                 this.field(field, node, out);
             });
+            self.again = outer;
         }
     }
 
@@ -205,6 +219,7 @@ impl<'a> Encoder<'a> {
         let Value::Map(entries) = &node.value else {
             return self.mismatch(node, "an object (a map)");
         };
+        self.no_repetition(entries);
         let (Some(key_field), Some(value_field)) = (entry.field_by_number(1), entry.field_by_number(2)) else { return };
         for (key, value) in entries {
             self.within(Step::Key(&key.name), |this| {
@@ -219,11 +234,18 @@ impl<'a> Encoder<'a> {
         }
     }
 
+    /// A name of a map entry occurs once.
+    fn no_repetition(&mut self, entries: &'a [(Key, Node)]) {
+        if let Some(key) = repeated(entries) {
+            self.within(Step::Key(&key.name), |this| this.error(key.at, "the same key again", "each key once"));
+        }
+    }
+
     /// A field that holds one value; its default is left out where that is the same as absence.
     fn singular(&mut self, field: Field, node: &'a Node, out: &mut Vec<u8>) {
         let start = out.len();
         self.value(field, node, out);
-        if !field.has_presence() && scalar::is_default(&out[start..]) {
+        if !self.again && !field.has_presence() && scalar::is_default(&out[start..]) {
             out.truncate(start);
         }
     }
@@ -269,9 +291,13 @@ impl<'a> Encoder<'a> {
         if entries.is_empty() {
             return;
         }
-        let Some((_, type_node)) = entries.iter().find(|(key, _)| key.name == "@type") else {
+        let mut types = entries.iter().filter(|(key, _)| key.name == "@type");
+        let Some((_, type_node)) = types.next() else {
             return self.error(node.at, "an object without \"@type\"", "\"@type\" beside the fields of the message");
         };
+        if let Some((key, _)) = types.next() {
+            return self.error(key.at, "\"@type\" again", "\"@type\" once");
+        }
         let Value::Text(url) = &type_node.value else {
             return self.mismatch(type_node, "a type URL like \"type.googleapis.com/envoy.config.cluster.v3.Cluster\"");
         };
@@ -322,6 +348,7 @@ impl<'a> Encoder<'a> {
         let Value::Map(entries) = &node.value else {
             return self.mismatch(node, "an object");
         };
+        self.no_repetition(entries);
         for (key, value) in entries {
             put_nested(out, 1, |out| {
                 put_bytes(out, 1, key.name.as_bytes());

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use crate::error::FieldPath;
 use crate::node::MAX_DEPTH;
 use crate::table::{Field, FieldType, Message, Special};
-use crate::wire::{self, Raw};
+use crate::wire::{Raw, take_field};
 
 /// What was noticed. At most [`MAX_FINDINGS`] of each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,9 +22,17 @@ pub struct Findings {
 /// A control plane that is years ahead could otherwise fill the memory with paths.
 pub const MAX_FINDINGS: usize = 50;
 
+/// A field on the way down; paths are made of these once there is something to say.
+struct Step<'a> {
+    up: Option<&'a Step<'a>>,
+    /// The message that it stands in, and how many fields stand before it.
+    message: &'a [u8],
+    nth: usize,
+    field: Field,
+}
+
 #[derive(Default)]
 struct Walk {
-    path: String,
     depth: usize,
     findings: Findings,
 }
@@ -32,126 +40,135 @@ struct Walk {
 /// Walks a message; `None` when the bytes are none.
 pub(crate) fn inspect(message: Message, bytes: &[u8]) -> Option<Findings> {
     let mut walk = Walk::default();
-    walk.message(message, bytes)?;
+    walk.message(message, bytes, None)?;
     Some(walk.findings)
 }
 
 impl Walk {
-    fn message(&mut self, message: Message, bytes: &[u8]) -> Option<()> {
+    fn message(&mut self, message: Message, bytes: &[u8], up: Option<&Step<'_>>) -> Option<()> {
         match message.special() {
             // These hold whatever their sender likes.
             Special::Struct | Special::Value | Special::ListValue => return Some(()),
-            Special::Any => return self.any(bytes),
+            Special::Any => return self.any(bytes, up),
             _ => {}
         }
         self.depth += 1;
         if self.depth > MAX_DEPTH {
             return None;
         }
-        let mut seen: Vec<(u32, usize)> = Vec::new();
-        for (number, raw) in wire::fields(bytes)? {
-            let at = match seen.iter_mut().find(|(known, _)| *known == number) {
-                Some((_, count)) => {
-                    *count += 1;
-                    *count
-                }
-                None => {
-                    seen.push((number, 0));
-                    0
-                }
-            };
-            self.field(message, number, at, raw)?;
+        let (mut rest, mut nth) = (bytes, 0);
+        // What was said of this message already, so that it is said once; few, as findings are.
+        let mut said = Vec::new();
+        while !rest.is_empty() {
+            let (number, raw) = take_field(&mut rest)?;
+            match message.field_by_number(number) {
+                Some(field) => self.field(message, &Step { up, message: bytes, nth, field }, raw, &mut said)?,
+                None => self.unknown(message, number, up, &mut said),
+            }
+            nth += 1;
         }
         self.depth -= 1;
         Some(())
     }
 
-    fn field(&mut self, message: Message, number: u32, at: usize, raw: Raw<'_>) -> Option<()> {
-        let Some(field) = message.field_by_number(number) else {
-            if at == 0 && self.findings.unknown_fields.len() < MAX_FINDINGS {
-                let dot = if self.path.is_empty() { "" } else { "." };
-                let path = format!("{}{dot}#{number}", self.path);
-                self.findings.unknown_fields.push(FieldPath { path, name: format!("{}.#{number}", message.name()) });
-            }
-            return Some(());
-        };
-        let inner = match (field.field_type(), raw) {
-            (FieldType::Message(inner), Raw::Bytes(bytes)) => Some((inner, bytes)),
-            _ => None,
-        };
-        let deprecated = field.is_deprecated() && at == 0;
-        if inner.is_none() && !deprecated {
-            return Some(());
+    fn unknown(&mut self, message: Message, number: u32, up: Option<&Step<'_>>, said: &mut Vec<u32>) {
+        if self.findings.unknown_fields.len() < MAX_FINDINGS && !said.contains(&number) {
+            said.push(number);
+            let mut path = up.map(Step::path).unwrap_or_default();
+            let dot = if path.is_empty() { "" } else { "." };
+            // Writing to a String does not fail.
+            let _ = write!(path, "{dot}#{number}");
+            self.findings.unknown_fields.push(FieldPath { path, name: format!("{}.#{number}", message.name()) });
         }
-        let length = self.path.len();
-        self.step(field, at, inner);
-        if deprecated && self.findings.deprecated.len() < MAX_FINDINGS {
+    }
+
+    fn field(&mut self, message: Message, step: &Step<'_>, raw: Raw<'_>, said: &mut Vec<u32>) -> Option<()> {
+        let field = step.field;
+        if field.is_deprecated() && self.findings.deprecated.len() < MAX_FINDINGS && !said.contains(&field.number()) {
+            said.push(field.number());
             let name = format!("{}.{}", message.name(), field.name());
-            self.findings.deprecated.push(FieldPath { path: self.path.clone(), name });
+            self.findings.deprecated.push(FieldPath { path: step.path(), name });
         }
-        if let Some((inner, bytes)) = inner {
-            match field.map_entry().and_then(|entry| entry.field_by_number(2)) {
-                Some(value) => self.entry(value, bytes)?,
-                None => self.message(inner, bytes)?,
-            }
+        let (FieldType::Message(inner), Raw::Bytes(bytes)) = (field.field_type(), raw) else { return Some(()) };
+        match field.map_entry().and_then(|entry| entry.field_by_number(2)) {
+            Some(value) => self.entry(value, bytes, step),
+            None => self.message(inner, bytes, Some(step)),
         }
-        self.path.truncate(length);
-        Some(())
     }
 
-    /// Goes one step down the path.
-    fn step(&mut self, field: Field, at: usize, inner: Option<(Message, &[u8])>) {
-        if !self.path.is_empty() {
-            self.path.push('.');
-        }
-        self.path.push_str(field.name());
-        // Writing to a String does not fail.
-        let _ = match inner {
-            Some((_, entry)) if field.map_entry().is_some() => {
-                let fields = wire::fields(entry).unwrap_or_default();
-                match fields.iter().find(|(number, _)| *number == 1) {
-                    Some((_, Raw::Bytes(key))) => write!(self.path, "[{:?}]", String::from_utf8_lossy(key)),
-                    Some((_, Raw::Varint(key))) => write!(self.path, "[{key}]"),
-                    _ => write!(self.path, "[{at}]"),
-                }
-            }
-            _ if field.is_repeated() => write!(self.path, "[{at}]"),
-            _ => Ok(()),
-        };
-    }
-
-    fn entry(&mut self, value: Field, entry: &[u8]) -> Option<()> {
+    fn entry(&mut self, value: Field, mut entry: &[u8], step: &Step<'_>) -> Option<()> {
         let FieldType::Message(inner) = value.field_type() else { return Some(()) };
-        for (number, raw) in wire::fields(entry)? {
-            if let (2, Raw::Bytes(bytes)) = (number, raw) {
-                self.message(inner, bytes)?;
+        while !entry.is_empty() {
+            if let (2, Raw::Bytes(bytes)) = take_field(&mut entry)? {
+                self.message(inner, bytes, Some(step))?;
             }
         }
         Some(())
     }
 
-    fn any(&mut self, bytes: &[u8]) -> Option<()> {
+    fn any(&mut self, mut bytes: &[u8], up: Option<&Step<'_>>) -> Option<()> {
         let (mut name, mut packed) = ("", &[][..]);
-        for (number, raw) in wire::fields(bytes)? {
-            match (number, raw) {
+        while !bytes.is_empty() {
+            match take_field(&mut bytes)? {
                 (1, Raw::Bytes(url)) => name = std::str::from_utf8(url).ok()?.rsplit('/').next().unwrap_or(""),
                 (2, Raw::Bytes(value)) => packed = value,
                 _ => {}
             }
         }
-        match Message::find(name) {
-            Some(message) => {
-                // An Any in an Any adds no field to the path, but a level all the same.
-                self.depth += 1;
-                if self.depth > MAX_DEPTH {
-                    return None;
-                }
-                self.message(message, packed)?;
-                self.depth -= 1;
-                Some(())
-            }
-            None => Some(()),
+        let Some(message) = Message::find(name) else { return Some(()) };
+        // An Any in an Any adds no field to the path, but a level all the same.
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return None;
         }
+        self.message(message, packed, up)?;
+        self.depth -= 1;
+        Some(())
+    }
+}
+
+impl Step<'_> {
+    fn path(&self) -> String {
+        let mut path = self.up.map(Step::path).unwrap_or_default();
+        if !path.is_empty() {
+            path.push('.');
+        }
+        path.push_str(self.field.name());
+        // Writing to a String does not fail.
+        let _ = if self.field.map_entry().is_some() {
+            match self.key() {
+                Some(Raw::Bytes(key)) => write!(path, "[{:?}]", String::from_utf8_lossy(key)),
+                Some(Raw::Varint(key)) => write!(path, "[{key}]"),
+                _ => write!(path, "[{}]", self.at()),
+            }
+        } else if self.field.is_repeated() {
+            write!(path, "[{}]", self.at())
+        } else {
+            Ok(())
+        };
+        path
+    }
+
+    /// Its place in a list: how many of the fields before it are of that list.
+    fn at(&self) -> usize {
+        let mut rest = self.message;
+        let numbers = (0..self.nth).map_while(|_| take_field(&mut rest)).map(|(number, _)| number);
+        numbers.filter(|number| *number == self.field.number()).count()
+    }
+
+    /// The key, when this is an entry of a map.
+    fn key(&self) -> Option<Raw<'_>> {
+        let mut rest = self.message;
+        for _ in 0..self.nth {
+            take_field(&mut rest)?;
+        }
+        let (_, Raw::Bytes(mut entry)) = take_field(&mut rest)? else { return None };
+        while !entry.is_empty() {
+            if let (1, key) = take_field(&mut entry)? {
+                return Some(key);
+            }
+        }
+        None
     }
 }
 

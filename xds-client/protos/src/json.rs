@@ -2,7 +2,7 @@
 //! one), single quotes, bare words as keys, line breaks and tabs in strings; comments are refused.
 
 use crate::error::{LoadError, Position};
-use crate::node::{Key, MAX_DEPTH, Node, Value, last_wins};
+use crate::node::{Key, MAX_DEPTH, Node, Value};
 
 /// Reads a JSON text.
 ///
@@ -67,7 +67,7 @@ impl<'a> Reader<'a> {
     fn value(&mut self, depth: usize) -> Result<Node, LoadError> {
         let first = self.peek();
         let at = self.position();
-        if depth > MAX_DEPTH {
+        if depth >= MAX_DEPTH && matches!(first, Some(b'{' | b'[')) {
             return Err(self.unexpected(&format!("at most {MAX_DEPTH} levels of nesting")));
         }
         let value = match first {
@@ -119,7 +119,6 @@ impl<'a> Reader<'a> {
                 return Err(self.unexpected("`,` or `}`"));
             }
         }
-        last_wins(&mut entries);
         Ok(Value::Map(entries))
     }
 
@@ -136,6 +135,12 @@ impl<'a> Reader<'a> {
         let rest = self.text.get(self.at..).unwrap_or("");
         let digits = rest.split(|c: char| !(c.is_ascii_alphanumeric() || "+-.".contains(c))).next().unwrap_or("");
         let whole = digits.strip_prefix('-').unwrap_or(digits);
+        let figures = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
+        // No leading zeros, and no point without a digit behind it.
+        let dangling = whole.split_once('.').is_some_and(|(_, rest)| figures(rest) == 0);
+        if dangling || (whole.starts_with('0') && figures(whole) > 1) {
+            return Err(self.unexpected("a number"));
+        }
         let plain = !whole.is_empty() && whole.bytes().all(|b| b.is_ascii_digit());
         let value = match (digits.parse::<i64>(), digits.parse::<u64>(), digits.parse::<f64>()) {
             (Ok(value), _, _) if plain => Value::Int(value),
@@ -224,7 +229,7 @@ mod tests {
     #[test]
     fn what_protobuf_forgives_is_forgiven() {
         let text = "{'a': 'x', b: [1, 2,], \"a\": 'y\t\n',}";
-        assert_eq!(load_json(text, None).unwrap().to_json(), json!({"b": [1, 2], "a": "y\t\n"}));
+        assert_eq!(load_json(text, None).unwrap().to_json(), json!({"a": "y\t\n", "b": [1, 2]}));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! pages that are looked at.
 
 /// First word of the table; changes with the layout.
-pub const MAGIC: u32 = 0x4450_0001;
+pub const MAGIC: u32 = 0x4450_0002;
 
 /// Words of the header, in order: [`MAGIC`], then for each array its byte offset and its length in records.
 pub mod header {
@@ -31,7 +31,8 @@ pub mod header {
 /// Words of a message record: name, first field, number of fields, first name, number of names, first oneof, number of
 /// oneofs in the low byte and [`message_flag`] above.
 pub const MESSAGE_WORDS: usize = 7;
-/// Words of a field record: name, JSON name, number, packed (kind, flags, oneof, 0), type, rules.
+/// Words of a field record: name, JSON name, number, packed (kind, flags, oneof, place in the .proto
+/// file), type, rules.
 pub const FIELD_WORDS: usize = 6;
 /// Words of a name record: name, field within the message.
 pub const NAME_WORDS: usize = 2;

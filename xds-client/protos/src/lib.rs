@@ -15,6 +15,9 @@ mod json;
 mod layout;
 mod node;
 mod print;
+#[cfg(test)]
+mod quirks;
+mod rules;
 mod scalar;
 pub mod table;
 #[cfg(test)]
@@ -32,4 +35,5 @@ pub use inspect::{Findings, MAX_FINDINGS};
 pub use json::load_json;
 pub use node::{Key, MAX_DEPTH, Node, Value};
 pub use print::{Style, to_pretty};
+pub use rules::{MAX_VIOLATIONS, Violation};
 pub use yaml::load_yaml;

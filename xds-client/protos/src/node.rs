@@ -2,7 +2,7 @@
 
 use crate::error::Position;
 
-/// Nesting beyond this is refused, as protobuf's parsers do.
+/// Objects and lists nested deeper than this are refused, as protobuf's parsers do.
 pub const MAX_DEPTH: usize = 100;
 
 /// A value and where it stands.
@@ -40,7 +40,7 @@ pub enum Value {
     Text(String),
     /// A list.
     List(Vec<Node>),
-    /// An object; every name occurs once.
+    /// An object. In YAML every name occurs once; JSON may repeat one, which to protobuf is the field set again.
     Map(Vec<(Key, Node)>),
 }
 
@@ -118,17 +118,24 @@ pub(crate) fn quote(text: &str) -> String {
     }
 }
 
-/// Drops all but the last entry of every name: Envoy's loaders read into a map, where the last one stays.
-pub(crate) fn last_wins(entries: &mut Vec<(Key, Node)>) {
+/// The first entry whose name another one before it has.
+pub(crate) fn repeated(entries: &[(Key, Node)]) -> Option<&Key> {
     /// Up to here comparing all with all is quicker than hashing.
     const FEW: usize = 16;
-    let duplicate = if entries.len() <= FEW {
-        entries.iter().enumerate().any(|(at, (key, _))| entries[..at].iter().any(|(other, _)| other.name == key.name))
+    let mut keys = entries.iter().map(|(key, _)| key);
+    if entries.len() <= FEW {
+        keys.enumerate()
+            .find(|(at, key)| entries[..*at].iter().any(|(other, _)| other.name == key.name))
+            .map(|(_, key)| key)
     } else {
         let mut seen = std::collections::HashSet::with_capacity(entries.len());
-        !entries.iter().all(|(key, _)| seen.insert(key.name.as_str()))
-    };
-    if duplicate {
+        keys.find(|key| !seen.insert(key.name.as_str()))
+    }
+}
+
+/// Drops all but the last entry of every name: Envoy reads YAML into a map, where the last one stays.
+pub(crate) fn last_wins(entries: &mut Vec<(Key, Node)>) {
+    if repeated(entries).is_some() {
         let mut seen = std::collections::HashSet::new();
         let mut kept: Vec<_> = entries.drain(..).rev().filter(|(key, _)| seen.insert(key.name.clone())).collect();
         kept.reverse();

@@ -31,6 +31,9 @@ fn whole_float(value: f64) -> Option<i128> {
 }
 
 fn whole_text(value: &str) -> Option<i128> {
+    if value.contains(|c: char| c.is_ascii_whitespace()) {
+        return None;
+    }
     value.parse().ok().or_else(|| text::parse_float(value).and_then(whole_float))
 }
 

@@ -39,11 +39,11 @@ fn heap_str(at: u32) -> &'static str {
 }
 
 /// Finds `wanted` among `count` names in sorted order.
-fn search(count: u32, wanted: &str, name: impl Fn(u32) -> &'static str) -> Option<u32> {
+fn search(count: u32, wanted: &str, name: impl Fn(u32) -> &'static [u8]) -> Option<u32> {
     let (mut low, mut high) = (0, count);
     while low < high {
         let middle = low + (high - low) / 2;
-        match name(middle).cmp(wanted) {
+        match name(middle).cmp(wanted.as_bytes()) {
             std::cmp::Ordering::Less => low = middle + 1,
             std::cmp::Ordering::Greater => high = middle,
             std::cmp::Ordering::Equal => return Some(middle),
@@ -83,7 +83,7 @@ impl Message {
     /// The message of that full name (`envoy.config.cluster.v3.Cluster`).
     pub fn find(full_name: &str) -> Option<Message> {
         let count = word((header::MESSAGES + 1) * 4);
-        search(count, full_name, |at| Message(at).name()).map(Message)
+        search(count, full_name, |at| heap_bytes(Message(at).get(0))).map(Message)
     }
 
     /// All messages, by full name.
@@ -110,7 +110,7 @@ impl Message {
     pub fn field_by_name(self, name: &str) -> Option<Field> {
         let first = self.get(3);
         let record = |at: u32, part: usize| field_of(header::NAMES, first + at, NAME_WORDS, part);
-        let at = search(self.get(4), name, |at| heap_str(record(at, 0)))?;
+        let at = search(self.get(4), name, |at| heap_bytes(record(at, 0)))?;
         Some(Field(self.get(1) + record(at, 1)))
     }
 
@@ -251,6 +251,11 @@ impl Field {
     pub fn oneof(self) -> Option<usize> {
         let at = self.parts()[2];
         (at != NO_ONEOF).then_some(usize::from(at))
+    }
+
+    /// Place among the fields of its message as the .proto file has them.
+    pub fn declared_at(self) -> u8 {
+        self.parts()[3]
     }
 
     /// `deprecated = true`.

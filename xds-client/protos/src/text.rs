@@ -77,7 +77,7 @@ pub(crate) fn parse_timestamp(text: &str) -> Option<Moment> {
         if digits.bytes().all(|b| b.is_ascii_digit()) { digits.parse().ok() } else { None }
     };
     let separators = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':')];
-    if separators.iter().any(|(at, byte)| text.as_bytes().get(*at).map(u8::to_ascii_uppercase) != Some(*byte)) {
+    if separators.iter().any(|(at, byte)| text.as_bytes().get(*at) != Some(byte)) {
         return None;
     }
     let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
@@ -97,7 +97,7 @@ pub(crate) fn parse_timestamp(text: &str) -> Option<Moment> {
         rest = tail.get(end..)?;
     }
     let offset = match rest.as_bytes() {
-        [b'Z' | b'z'] => 0,
+        [b'Z'] => 0,
         [sign @ (b'+' | b'-'), a, b, b':', c, d] if [a, b, c, d].iter().all(|d| d.is_ascii_digit()) => {
             let two = |high: u8, low: u8| i64::from(high - b'0') * 10 + i64::from(low - b'0');
             let seconds = two(*a, *b) * 3_600 + two(*c, *d) * 60;
@@ -140,8 +140,10 @@ pub(crate) fn base64(bytes: &[u8]) -> String {
 
 /// Base64 in either alphabet (RFC 4648 sections 4 and 5), padded or not, as protobuf's JSON allows.
 pub(crate) fn parse_base64(text: &str) -> Option<Vec<u8>> {
+    let padded = text.len();
     let text = text.trim_end_matches('=');
-    if text.len() % 4 == 1 {
+    let whole = padded == text.len() || (padded.is_multiple_of(4) && padded - text.len() <= 2);
+    if !whole || text.len() % 4 == 1 {
         return None;
     }
     let mut out = Vec::with_capacity(text.len() * 3 / 4);
@@ -164,8 +166,18 @@ pub(crate) fn parse_base64(text: &str) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// A floating-point number in a string: digits, or protobuf's three names.
+/// A floating-point number in a string: digits, hexadecimal ones too, or protobuf's three names; white space around it
+/// does not count.
 pub(crate) fn parse_float(text: &str) -> Option<f64> {
+    let text = text.trim_matches(|c: char| c.is_ascii_whitespace());
+    let (sign, magnitude) = match text.as_bytes().first() {
+        Some(b'-') => (-1.0, &text[1..]),
+        Some(b'+') => (1.0, &text[1..]),
+        _ => (1.0, text),
+    };
+    if let Some(digits) = magnitude.strip_prefix("0x").or_else(|| magnitude.strip_prefix("0X")) {
+        return hexadecimal(digits).map(|value| sign * value).filter(|value| value.is_finite());
+    }
     match text {
         "NaN" => Some(f64::NAN),
         "Infinity" => Some(f64::INFINITY),
@@ -177,9 +189,37 @@ pub(crate) fn parse_float(text: &str) -> Option<f64> {
     }
 }
 
+/// `1.8p3`: hexadecimal digits, and a power of two in decimal ones.
+fn hexadecimal(text: &str) -> Option<f64> {
+    let (digits, power) = match text.split_once(['p', 'P']) {
+        Some((digits, power)) => (digits, power.parse::<i32>().ok()?),
+        None => (text, 0),
+    };
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let mut value = 0.0;
+    for digit in whole.chars().chain(fraction.chars()) {
+        value = value * 16.0 + f64::from(digit.to_digit(16)?);
+    }
+    let shift = power.checked_sub(i32::try_from(fraction.len()).ok()?.checked_mul(4)?)?;
+    (!whole.is_empty() || !fraction.is_empty()).then(|| value * 2f64.powi(shift))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn floating_point_numbers_come_in_many_spellings() {
+        for (text, value) in
+            [("1e3", 1_000.0), (" 0.5\n", 0.5), ("+.5", 0.5), ("0x10", 16.0), ("-0x1.8p1", -3.0), ("0x.8", 0.5)]
+        {
+            assert_eq!(parse_float(text), Some(value), "{text}");
+        }
+        assert!(parse_float("NaN").is_some_and(f64::is_nan));
+        for text in ["", "x", "0x", "0x1p", "0xg", "1_0", "1 0", "1e400", "0x1p5000", "inf", "1f"] {
+            assert_eq!(parse_float(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn durations_read_and_print_as_protobuf_does() {
@@ -209,9 +249,15 @@ mod tests {
             assert_eq!(parse_timestamp(text), Some(moment), "{text}");
             assert_eq!(print_timestamp(moment), printed);
         }
-        for text in
-            ["", "2026-11-22", "2023-02-29T00:00:00Z", "2026-11-22T25:00:00Z", "2026-11-22T00:00:00", "2026-11-22Té"]
-        {
+        for text in [
+            "",
+            "2026-11-22t00:00:00z",
+            "2026-11-22",
+            "2023-02-29T00:00:00Z",
+            "2026-11-22T25:00:00Z",
+            "2026-11-22T00:00:00",
+            "2026-11-22Té",
+        ] {
             assert_eq!(parse_timestamp(text), None, "{text}");
         }
     }
@@ -225,7 +271,8 @@ mod tests {
             assert_eq!(parse_base64(text.trim_end_matches('=')).as_deref(), Some(bytes));
         }
         assert_eq!(parse_base64("-_8").as_deref(), Some(&b"\xfb\xff"[..]));
-        assert_eq!(parse_base64("a"), None);
-        assert_eq!(parse_base64("a b="), None);
+        for text in ["a", "a b=", "=", "====", "YQ=", "YWI==", "YQ==YQ=="] {
+            assert_eq!(parse_base64(text), None, "{text}");
+        }
     }
 }

@@ -80,7 +80,7 @@ impl<'a> Reader<'a> {
     }
 
     fn node(&mut self, event: Event<'a>, at: Position, depth: usize) -> Result<Node, LoadError> {
-        if depth > MAX_DEPTH {
+        if depth >= MAX_DEPTH && matches!(event, Event::SequenceStart(..) | Event::MappingStart(..)) {
             return Err(syntax(format!("more than {MAX_DEPTH} levels of nesting"), at));
         }
         let (value, anchor) = match event {

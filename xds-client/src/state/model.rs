@@ -1,9 +1,9 @@
 //! The machine against a strict server, in random interleavings: pushes, removals, bad resources, cut streams, answers
-//! given late, out of order or not at all. Whatever happens, both sides end with the same state, every response that
+//! given late, out of order or not at all, times to live that are renewed or not, types held back for a while. Whatever happens, both sides end with the same state, every response that
 //! reached the client is answered exactly once, and no rule of the protocol is broken on the way.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
@@ -13,6 +13,14 @@ use crate::event::{Kind, Resource};
 
 const TYPES: [TypeUrl; 3] = [TypeUrl::CLUSTER, TypeUrl::ENDPOINT, TypeUrl::ROUTE];
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+/// Of every other version of two of the types.
+const TTL: Duration = Duration::from_secs(10);
+
+fn ttl_of(index: usize, version: &str) -> Option<Duration> {
+    let number: u64 = version.trim_end_matches('!').parse().expect("a version of this test");
+    (index > 0 && number.is_multiple_of(2)).then_some(TTL)
+}
 
 /// What the server would like the client to have: name to version. A version that ends in `!` is one the client refuses.
 type World = BTreeMap<String, String>;
@@ -29,6 +37,7 @@ struct Watch {
     /// Nonces not yet answered.
     open: BTreeSet<String>,
     last_nonce: String,
+    last_version: String,
     /// State of the world: the request that a name list repeats.
     last_request: Option<Request>,
     must_answer: bool,
@@ -54,6 +63,8 @@ struct Push {
     version: String,
     resources: World,
     removed: Vec<String>,
+    /// Heartbeats; then there is nothing else.
+    beats: World,
 }
 
 /// A response in the consumer's hands.
@@ -73,6 +84,10 @@ struct Run {
     /// What the consumer runs.
     applied: [World; 3],
     wanted: [BTreeSet<String>; 3],
+    now: Instant,
+    /// Of what is applied: when it may expire first, and when it must have.
+    deadlines: [BTreeMap<String, (Instant, Instant)>; 3],
+    paused: [u32; 3],
     log: Vec<String>,
 }
 
@@ -188,7 +203,24 @@ impl Server {
         watch.open.insert(nonce.clone());
         watch.last_nonce.clone_from(&nonce);
         let version = format!("s{}", self.nonces);
-        Some(Push { index, nonce, version, resources, removed })
+        watch.last_version.clone_from(&version);
+        Some(Push { index, nonce, version, resources, removed, beats: World::new() })
+    }
+
+    /// Renews what was sent of a type.
+    fn heartbeat(&mut self, index: usize, pick: impl FnMut(&(&String, &String)) -> bool) -> Option<Push> {
+        let watch = self.watches[index].as_mut()?;
+        let with_ttl = watch.sent.iter().filter(|(_, version)| ttl_of(index, version).is_some());
+        let beats: World = with_ttl.filter(pick).map(|(n, v)| (n.clone(), v.clone())).collect();
+        if beats.is_empty() {
+            return None;
+        }
+        self.nonces += 1;
+        let nonce = format!("n{}", self.nonces);
+        watch.open.insert(nonce.clone());
+        watch.last_nonce.clone_from(&nonce);
+        let version = watch.last_version.clone();
+        Some(Push { index, nonce, version, resources: World::new(), removed: Vec::new(), beats })
     }
 }
 
@@ -206,6 +238,9 @@ impl Run {
             in_hand: Vec::new(),
             applied: Default::default(),
             wanted: Default::default(),
+            now: Instant::now(),
+            deadlines: Default::default(),
+            paused: [0; 3],
             log: Vec::new(),
         }
     }
@@ -216,7 +251,10 @@ impl Run {
 
     fn step(&mut self) {
         let index = self.rng.usize(..TYPES.len());
-        match self.rng.u32(..100) {
+        match self.rng.u32(..115) {
+            100..=105 => self.pass_time(),
+            106..=108 => self.pause(index),
+            109..=112 => self.server_heartbeat(index),
             0..=14 => self.change_truth(index),
             15..=24 => self.subscribe(index),
             25..=31 => self.unsubscribe(index),
@@ -269,6 +307,60 @@ impl Run {
         if self.wanted[index].remove(&name) && !self.wanted[index].contains("*") {
             self.applied[index].remove(&name);
         }
+        self.forget_deadlines(index);
+    }
+
+    /// What is not there cannot expire.
+    fn forget_deadlines(&mut self, index: usize) {
+        let applied = &self.applied[index];
+        self.deadlines[index].retain(|name, _| applied.contains_key(name));
+    }
+
+    fn pause(&mut self, index: usize) {
+        if self.paused[index] > 0 && self.rng.bool() {
+            self.log.push(format!("resume {index}"));
+            self.machine.resume(&TYPES[index]);
+            self.paused[index] -= 1;
+        } else {
+            self.log.push(format!("pause {index}"));
+            self.machine.pause(&TYPES[index]);
+            self.paused[index] += 1;
+        }
+    }
+
+    fn is_in_hand(&self, index: usize, name: &str) -> bool {
+        self.in_hand.iter().any(|h| h.push.index == index && h.push.resources.contains_key(name))
+    }
+
+    fn pass_time(&mut self) {
+        self.now += Duration::from_secs(self.rng.u64(1..6));
+        while let Some(expired) = self.machine.expire(self.now) {
+            let index = TYPES.iter().position(|t| *t == expired.type_url).expect("a type of this test");
+            self.log.push(format!("expired {index} {:?}", expired.removed));
+            for name in expired.removed {
+                let (earliest, _) = self.deadlines[index].remove(&name).expect("it had a time to live");
+                assert!(earliest <= self.now, "{name} expired early");
+                self.applied[index].remove(&name);
+                // The server does not know, and says it again only when it has something new to say.
+                self.server.dirty[index].insert(name);
+            }
+        }
+        for index in 0..TYPES.len() {
+            for (name, (_, latest)) in &self.deadlines[index] {
+                assert!(
+                    *latest > self.now || self.is_in_hand(index, name),
+                    "{name} of type {index} should have expired"
+                );
+            }
+        }
+    }
+
+    fn server_heartbeat(&mut self, index: usize) {
+        let rng = &mut self.rng;
+        if let Some(push) = self.server.heartbeat(index, |_| rng.u32(..4) > 0) {
+            self.log.push(format!("BEAT {index} {} {:?}", push.nonce, push.beats));
+            self.to_client.push_back(push);
+        }
     }
 
     fn send_request(&mut self) -> bool {
@@ -296,21 +388,39 @@ impl Run {
             name: name.clone(),
             version: version.clone(),
             body: Some(Default::default()),
+            ttl: ttl_of(push.index, version),
             ..Resource::default()
         };
+        let beats = push.beats.iter().map(|beat| Resource { body: None, ..resource(beat) });
         let mut incoming = Incoming {
             type_url: TYPES[push.index].clone(),
             version: push.version.clone(),
             nonce: push.nonce.clone(),
             kind: if self.mode == Mode::Delta { Kind::Delta } else { Kind::Full },
-            resources: push.resources.iter().map(resource).collect(),
+            resources: push.resources.iter().map(resource).chain(beats).collect(),
             removed: push.removed.clone(),
             errors: Vec::new(),
             control_plane: String::new(),
             bytes: 0,
-            received: Instant::now(),
+            received: self.now,
         };
+        for (name, version) in &push.beats {
+            let in_hand = self.is_in_hand(push.index, name);
+            if self.applied[push.index].get(name) == Some(version)
+                && let Some((earliest, latest)) = self.deadlines[push.index].get_mut(name)
+            {
+                *latest = self.now + TTL;
+                // A server of the state of the world may name a version that was not taken as a whole.
+                if self.mode == Mode::Delta && !in_hand {
+                    *earliest = *latest;
+                }
+            }
+        }
         let outstanding = self.machine.received(&mut incoming).expect("the type was opened by a request");
+        assert!(incoming.resources.iter().all(|r| r.heartbeat == r.body.is_none()));
+        if !push.beats.is_empty() {
+            assert_eq!(incoming.kind, Kind::Delta, "heartbeats take nothing away");
+        }
         self.in_hand.push(InHand { push, outstanding });
         true
     }
@@ -318,19 +428,24 @@ impl Run {
     /// The consumer applies what is good and answers; now and then it drops the response.
     fn answer(&mut self, at: usize) {
         let InHand { push, outstanding } = self.in_hand.remove(at);
-        let index = push.index;
+        let (index, now) = (push.index, self.now);
         if self.rng.u32(..20) == 0 {
             self.log.push(format!("drop {}", push.nonce));
             self.server.dirty[index].extend(push.resources.into_keys());
-            self.server.needs_resume |= !push.removed.is_empty() || self.mode == Mode::Sotw;
-            self.machine.answer(outstanding, Verdict::Nack { detail: "dropped".into(), refused: Vec::new() });
+            let heartbeat = !push.beats.is_empty();
+            self.server.needs_resume |= !push.removed.is_empty() || (self.mode == Mode::Sotw && !heartbeat);
+            self.machine.answer(
+                outstanding,
+                Verdict::Nack { detail: "dropped".into(), refused: Vec::new() },
+                Instant::now(),
+            );
             return;
         }
         let wanted = &self.wanted[index];
         let visible = |name: &str| wanted.contains("*") || wanted.contains(name);
         let applied = &mut self.applied[index];
         let mut refused = Vec::new();
-        if self.mode == Mode::Sotw && wanted.contains("*") {
+        if self.mode == Mode::Sotw && wanted.contains("*") && push.beats.is_empty() {
             applied.retain(|name, _| push.resources.contains_key(name));
         }
         for name in &push.removed {
@@ -340,6 +455,11 @@ impl Run {
             if version.ends_with('!') {
                 refused.push(name);
             } else if visible(&name) {
+                let deadline = ttl_of(index, &version).map(|ttl| now + ttl);
+                match deadline {
+                    Some(at) => _ = self.deadlines[index].insert(name.clone(), (at, at)),
+                    None => _ = self.deadlines[index].remove(&name),
+                }
                 applied.insert(name, version);
             }
         }
@@ -350,7 +470,8 @@ impl Run {
             Verdict::Nack { detail: "bad".into(), refused }
         };
         self.log.push(format!("answer {} {verdict:?}", push.nonce));
-        self.machine.answer(outstanding, verdict);
+        self.machine.answer(outstanding, verdict, now);
+        self.forget_deadlines(index);
     }
 
     fn cut(&mut self) {
@@ -386,6 +507,9 @@ impl Run {
 
     /// The server repairs what was refused; then both must agree.
     fn finish(&mut self) {
+        for (index, paused) in std::mem::take(&mut self.paused).into_iter().enumerate() {
+            (0..paused).for_each(|_| self.machine.resume(&TYPES[index]));
+        }
         // Answers may be dropped while settling, which needs repair in turn.
         for _ in 0..50 {
             self.settle();

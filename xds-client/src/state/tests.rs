@@ -22,71 +22,99 @@ pub(super) fn shown(mode: Mode, r: &Request) -> String {
 }
 
 /// A machine on a stream, driven line by line.
-struct Talk {
+pub(super) struct Talk {
     mode: Mode,
-    machine: Machine,
+    pub machine: Machine,
     stream: u64,
+    /// The clock.
+    pub now: Instant,
 }
 
 impl Talk {
-    fn new(mode: Mode) -> Self {
+    pub fn new(mode: Mode) -> Self {
         let mut machine = Machine::new(mode, None, true);
         let stream = machine.open();
-        Talk { mode, machine, stream }
+        Talk { mode, machine, stream, now: Instant::now() }
     }
 
-    fn reconnect(&mut self) {
+    pub fn reconnect(&mut self) {
         self.machine.close();
         self.stream = self.machine.open();
     }
 
-    fn subscribe(&mut self, t: &TypeUrl, names: &[&str]) {
+    pub fn subscribe(&mut self, t: &TypeUrl, names: &[&str]) {
         let subscription =
             if names == ["*"] { Subscription::Wildcard } else { Subscription::names(names.iter().copied()) };
         self.machine.subscribe(t, subscription).unwrap();
     }
 
-    fn unsubscribe(&mut self, t: &TypeUrl, names: &[&str]) {
+    pub fn unsubscribe(&mut self, t: &TypeUrl, names: &[&str]) {
         self.machine.unsubscribe(t, names);
     }
 
     /// The server sends resources of one version.
-    fn response(&mut self, t: &TypeUrl, version: &str, nonce: &str, names: &[&str]) -> Outstanding {
+    pub fn response(&mut self, t: &TypeUrl, version: &str, nonce: &str, names: &[&str]) -> Outstanding {
         self.offer(t, version, nonce, names, &[]).expect("the type is subscribed")
     }
 
-    fn offer(&mut self, t: &TypeUrl, version: &str, nonce: &str, names: &[&str], gone: &[&str]) -> Option<Outstanding> {
+    pub fn offer(
+        &mut self,
+        t: &TypeUrl,
+        version: &str,
+        nonce: &str,
+        names: &[&str],
+        gone: &[&str],
+    ) -> Option<Outstanding> {
         let resource = |name: &&str| Resource {
             name: name.to_string(),
             version: version.into(),
             body: Some(Default::default()),
             ..Resource::default()
         };
-        self.machine.received(&mut Incoming {
+        let mut incoming = self.incoming(t, version, nonce, names.iter().map(resource).collect());
+        incoming.removed = gone.iter().map(|n| n.to_string()).collect();
+        self.machine.received(&mut incoming)
+    }
+
+    /// The server sends these; also what the consumer gets to see.
+    pub fn resources(
+        &mut self,
+        t: &TypeUrl,
+        version: &str,
+        nonce: &str,
+        resources: Vec<Resource>,
+    ) -> (Outstanding, Incoming) {
+        let mut incoming = self.incoming(t, version, nonce, resources);
+        let outstanding = self.machine.received(&mut incoming).expect("the type is subscribed");
+        (outstanding, incoming)
+    }
+
+    fn incoming(&self, t: &TypeUrl, version: &str, nonce: &str, resources: Vec<Resource>) -> Incoming {
+        Incoming {
             type_url: t.clone(),
             version: version.into(),
             nonce: nonce.into(),
             kind: if self.mode == Mode::Delta { Kind::Delta } else { Kind::Full },
-            resources: names.iter().map(resource).collect(),
-            removed: gone.iter().map(|n| n.to_string()).collect(),
+            resources,
+            removed: Vec::new(),
             errors: Vec::new(),
             control_plane: String::new(),
             bytes: 0,
-            received: Instant::now(),
-        })
+            received: self.now,
+        }
     }
 
-    fn ack(&mut self, o: Outstanding) {
-        self.machine.answer(o, Verdict::Ack);
+    pub fn ack(&mut self, o: Outstanding) {
+        self.machine.answer(o, Verdict::Ack, self.now);
     }
 
-    fn nack(&mut self, o: Outstanding, refused: &[&str]) {
+    pub fn nack(&mut self, o: Outstanding, refused: &[&str]) {
         let refused = refused.iter().map(|n| n.to_string()).collect();
-        self.machine.answer(o, Verdict::Nack { detail: "bad".into(), refused });
+        self.machine.answer(o, Verdict::Nack { detail: "bad".into(), refused }, self.now);
     }
 
     /// Everything that is said now.
-    fn said(&mut self) -> Vec<String> {
+    pub fn said(&mut self) -> Vec<String> {
         let mut said = Vec::new();
         loop {
             match self.machine.next_request(self.stream) {
@@ -363,7 +391,10 @@ fn a_type_nobody_asked_for_is_refused_by_name() {
     );
 
     let mut only = Machine::new(Mode::Sotw, Some(TypeUrl::SECRET), true);
-    assert_eq!(only.subscribe(&CDS, Subscription::Wildcard), Err(TypeUrl::SECRET));
+    assert_eq!(
+        only.subscribe(&CDS, Subscription::Wildcard),
+        Err(SubscribeError::OtherType { wanted: CDS, only: TypeUrl::SECRET })
+    );
     let stream = only.open();
     assert_eq!(only.next_request(stream), Next::Wait);
 }

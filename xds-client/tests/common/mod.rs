@@ -43,6 +43,16 @@ impl<Req, Resp> Talk<Req, Resp> {
         soon("a request", self.requests.message()).await.expect("no error").expect("a request, not the end")
     }
 
+    /// The next request, or `None` when the stream ended in whichever way.
+    pub async fn next(&mut self) -> Option<Req> {
+        soon("a request or the end", self.requests.message()).await.unwrap_or(None)
+    }
+
+    /// As `send`; `false` if the stream is gone.
+    pub async fn offer(&self, response: Resp) -> bool {
+        soon("room for a response", self.responses.send(Ok(response))).await.is_ok()
+    }
+
     /// Waits until the client has left.
     pub async fn gone(mut self) {
         soon("the end of the stream", async { while let Ok(Some(_)) = self.requests.message().await {} }).await;
@@ -133,6 +143,20 @@ pub fn sotw_response(t: &TypeUrl, version: &str, nonce: &str, names: &[&str]) ->
         resources: names.iter().map(|name| body(t, name)).collect(),
         ..Default::default()
     }
+}
+
+/// A resource in the wrapper that gives it a time to live in state of the world.
+pub fn wrapped(t: &TypeUrl, name: &str, ttl: Option<Duration>) -> Any {
+    let wrapper = discovery::Resource {
+        name: name.into(),
+        ttl: ttl.map(|ttl| xds_client::pb::google::protobuf::Duration {
+            seconds: ttl.as_secs().try_into().unwrap(),
+            nanos: ttl.subsec_nanos().try_into().unwrap(),
+        }),
+        resource: Some(body(t, name)),
+        ..Default::default()
+    };
+    Any { type_url: "type.googleapis.com/envoy.service.discovery.v3.Resource".into(), value: wrapper.encode_to_vec() }
 }
 
 /// The next event, which must be a response.

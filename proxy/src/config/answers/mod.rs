@@ -10,5 +10,4 @@ mod tests;
 mod walk;
 
 pub use table::{Answer, MessageAnswers, table};
-pub use walk::Deprecated;
-pub(super) use walk::walk;
+pub use walk::{Deprecated, Findings, walk};

@@ -9,7 +9,18 @@ use std::sync::OnceLock;
 use xds_protos::table::{Field, FieldType, Message, Special, kind};
 
 /// The files, in the order of the support page: subject and text.
-pub(super) const SUBJECTS: &[(&str, &str)] = &[("xDS", include_str!("xds.txt"))];
+pub(super) const SUBJECTS: &[(&str, &str)] = &[
+    ("Bootstrap", include_str!("bootstrap.txt")),
+    ("Clusters", include_str!("cluster.txt")),
+    ("Endpoints", include_str!("endpoint.txt")),
+    ("Load balancing", include_str!("load_balancing.txt")),
+    ("HTTP towards endpoints, and its codecs", include_str!("upstream_http.txt")),
+    ("TLS and transport sockets", include_str!("tls.txt")),
+    ("Secrets", include_str!("secret.txt")),
+    ("Access logs", include_str!("access_log.txt")),
+    ("Addresses, sources and other common parts", include_str!("core.txt")),
+    ("xDS", include_str!("xds.txt")),
+];
 
 /// What becomes of a field, or of an extension as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

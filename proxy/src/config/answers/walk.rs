@@ -11,7 +11,7 @@ use xds_protos::{Descriptors, MAX_DEPTH, MAX_FINDINGS, ParseOptions, TypedStruct
 
 /// What was found; at most [`MAX_FINDINGS`] of each.
 #[derive(Debug, Default)]
-pub(in crate::config) struct Findings {
+pub struct Findings {
     /// Paths of fields that the descriptor does not have; the last name is `#` and the number.
     pub unknown: Vec<String>,
     /// Fields that have no effect: path and what that means.
@@ -32,8 +32,20 @@ pub struct Deprecated {
     pub disallowed: bool,
 }
 
+impl std::fmt::Display for Deprecated {
+    /// Envoy's words for one that is refused, which tools look for.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = self.full_name.rsplit_once('.').map_or("", |(kind, _)| kind);
+        write!(
+            f,
+            "type {kind} Using deprecated option '{}'. This configuration will be removed from Envoy soon.",
+            self.full_name
+        )
+    }
+}
+
 /// Walks a message. Bytes that are none are walked as far as they go: decoding says what is wrong with them.
-pub(in crate::config) fn walk(full_name: &str, bytes: &[u8]) -> Findings {
+pub fn walk(full_name: &str, bytes: &[u8]) -> Findings {
     let mut findings = Findings::default();
     match table().place(full_name) {
         Some(place) => {

@@ -24,6 +24,8 @@ pub struct ClusterConfig {
     /// Percent of healthy endpoints under which all are used; default 50.
     pub panic_threshold: f64,
     pub close_connections_on_host_health_failure: bool,
+    /// Updates of endpoints that change no member wait so long for others; default 1 s, `None`: they do not wait.
+    pub update_merge_window: Option<Duration>,
     /// `metadata.filter_metadata`, by filter name.
     pub metadata: Arc<BTreeMap<String, serde_json::Value>>,
     /// Hash of the message: an equal one is no update.
@@ -47,6 +49,7 @@ impl ClusterConfig {
             tcp_keepalive: None,
             panic_threshold: 50.0,
             close_connections_on_host_health_failure: false,
+            update_merge_window: Some(Duration::from_secs(1)),
             metadata: Arc::default(),
             hash: 0,
         }

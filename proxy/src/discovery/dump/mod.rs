@@ -2,9 +2,14 @@
 //!
 //! Resources are printed from the bytes they came as.
 
-use super::{Ledger, Record, State};
+mod json;
+
+pub use json::write_json;
+
+use super::ledger::{Ledger, Record, State};
+use crate::admin::ConfigDumpQuery;
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 use time::OffsetDateTime;
@@ -15,28 +20,10 @@ const BOOTSTRAP: &str = "envoy.config.bootstrap.v3.Bootstrap";
 /// Secrets never leave the process.
 const REDACTED: Style = Style { redact: true, defaults: false };
 
-/// The query of the page.
-#[derive(Debug, Clone, Default)]
-pub struct DumpQuery {
-    /// One field of the sections, e.g. `dynamic_listeners`.
-    pub resource: Option<String>,
-    /// A FieldMask: comma-separated paths.
-    pub mask: Option<String>,
-    /// Only resources whose whole name matches.
-    pub name_regex: Option<String>,
-    pub include_eds: bool,
-}
-
 /// What the bootstrap was, for its section.
 pub struct StaticConfig {
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     pub loaded: SystemTime,
-}
-
-/// State that the ledger does not have.
-pub struct Warming {
-    pub clusters: HashSet<Arc<str>>,
-    pub listeners: HashSet<Arc<str>>,
 }
 
 impl Ledger {
@@ -44,15 +31,9 @@ impl Ledger {
     ///
     /// # Errors
     /// A bad query, for a 400 reply.
-    pub fn dump(&self, config: &StaticConfig, warming: &Warming, query: &DumpQuery) -> Result<Value, String> {
-        let name_regex = match &query.name_regex {
-            Some(regex) => Some(
-                regex::Regex::new(&format!("^(?:{regex})$"))
-                    .map_err(|e| format!("Error while parsing name_regex from {regex}: {e}"))?,
-            ),
-            None => None,
-        };
-        let page = Page { ledger: self, descriptors: Descriptors::shared(), name_regex, warming };
+    pub fn dump(&self, config: &StaticConfig, query: &ConfigDumpQuery) -> Result<Value, String> {
+        let name_regex = name_matcher(query.name_regex.as_deref())?;
+        let page = Page { ledger: self, descriptors: Descriptors::shared(), name_regex };
         let mut sections = vec![page.bootstrap(config), page.clusters()];
         if query.include_eds {
             sections.push(page.endpoints());
@@ -79,7 +60,6 @@ struct Page<'a> {
     ledger: &'a Ledger,
     descriptors: &'static Descriptors,
     name_regex: Option<regex::Regex>,
-    warming: &'a Warming,
 }
 
 impl Page<'_> {
@@ -94,7 +74,7 @@ impl Page<'_> {
         Value::Object(object)
     }
 
-    fn records(&self, type_url: &TypeUrl) -> Vec<(&str, &Record)> {
+    fn records(&self, type_url: &TypeUrl) -> Vec<(&Arc<str>, &Record)> {
         let fits = |name: &str| self.name_regex.as_ref().is_none_or(|r| r.is_match(name));
         self.ledger.of(type_url).filter(|(name, _)| fits(name)).collect()
     }
@@ -110,23 +90,23 @@ impl Page<'_> {
     /// One resource: its version, the message under `field`, and when it came.
     fn resource(&self, type_url: &TypeUrl, field: &str, record: &Record) -> Map<String, Value> {
         let mut object = Map::new();
-        if let Some(running) = &record.running {
+        if let Some(running) = record.running.as_ref().or(record.warming()) {
             if !running.version.is_empty() {
-                object.insert("version_info".into(), running.version.clone().into());
+                object.insert("version_info".into(), (&*running.version).into());
             }
             object.insert(field.into(), self.message(type_url.message_name(), &running.bytes));
-            object.insert("last_updated".into(), timestamp(running.since).into());
+            object.insert("last_updated".into(), timestamp(running.taken).into());
         }
         object
     }
 
     fn clusters(&self) -> Value {
         let mut lists = Lists::default();
-        for (name, record) in self.records(&TypeUrl::CLUSTER) {
+        for (_, record) in self.records(&TypeUrl::CLUSTER) {
             let mut object = self.resource(&TypeUrl::CLUSTER, "cluster", record);
             let list = match record {
                 Record { is_static: true, .. } => "static_clusters",
-                _ if self.warming.clusters.contains(name) || record.running.is_none() => "dynamic_warming_clusters",
+                _ if record.running.is_none() => "dynamic_warming_clusters",
                 _ => "dynamic_active_clusters",
             };
             if !record.is_static {
@@ -146,9 +126,9 @@ impl Page<'_> {
                 continue;
             }
             let mut object = Map::new();
-            object.insert("name".into(), name.into());
+            object.insert("name".into(), (&**name).into());
             if !state.is_empty() {
-                let which = if self.warming.listeners.contains(name) { "warming_state" } else { "active_state" };
+                let which = if record.running.is_some() { "active_state" } else { "warming_state" };
                 object.insert(which.into(), state.into());
             }
             add_status(&mut object, record);
@@ -170,7 +150,7 @@ impl Page<'_> {
                 config.insert("@type".into(), TypeUrl::ROUTE.as_str().into());
                 config.extend(route.as_object().cloned().unwrap_or_default());
                 object.insert("route_config".into(), config.into());
-                object.insert("last_updated".into(), timestamp(running.since).into());
+                object.insert("last_updated".into(), timestamp(running.taken).into());
                 lists.push("static_route_configs", object);
             }
         }
@@ -206,7 +186,7 @@ impl Page<'_> {
     fn secrets(&self) -> Value {
         let mut lists = Lists::default();
         for (name, record) in self.records(&TypeUrl::SECRET) {
-            let mut object = Map::from_iter([("name".to_owned(), Value::from(name))]);
+            let mut object = Map::from_iter([("name".to_owned(), Value::from(&**name))]);
             object.extend(self.resource(&TypeUrl::SECRET, "secret", record));
             let list = match record {
                 Record { is_static: true, .. } => "static_secrets",
@@ -253,25 +233,35 @@ fn section(name: &str, fields: Map<String, Value>) -> Value {
 
 /// `error_state` and `client_status` of a dynamic resource.
 fn add_status(object: &mut Map<String, Value>, record: &Record) {
-    if let Some(error) = &record.error {
+    if let Some(refusal) = record.refusal() {
         object.insert(
             "error_state".into(),
             json!({
-                "last_update_attempt": timestamp(error.at),
-                "details": error.detail,
-                "version_info": error.version,
+                "last_update_attempt": timestamp(refusal.at),
+                "details": refusal.detail,
+                "version_info": &*refusal.version,
             }),
         );
     }
-    let status = match record.state {
-        State::Accepted => "ACKED",
+    let status = match record.state() {
         State::Rejected => "NACKED",
+        _ => "ACKED",
     };
     object.insert("client_status".into(), status.into());
 }
 
+/// `?name_regex=`, which must match a whole name.
+///
+/// # Errors
+/// The text of a 400 reply.
+pub fn name_matcher(regex: Option<&str>) -> Result<Option<regex::Regex>, String> {
+    let compile = |regex: &str| regex::Regex::new(&format!("^(?:{regex})$"));
+    let Some(regex) = regex else { return Ok(None) };
+    compile(regex).map(Some).map_err(|e| format!("Error while parsing name_regex from {regex}: {e}"))
+}
+
 /// RFC 3339 with milliseconds, as Envoy prints it.
-fn timestamp(time: SystemTime) -> String {
+pub fn timestamp(time: SystemTime) -> String {
     let t = OffsetDateTime::from(time);
     format!(
         "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",

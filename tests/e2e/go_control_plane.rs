@@ -1,0 +1,317 @@
+//! The proxy under a control plane made with the go-control-plane library, over each of its wire modes.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use outrigger_tests::config::{self, Bootstrap};
+use outrigger_tests::control_plane::{CDS, EDS, LDS, RDS};
+use outrigger_tests::go_control_plane::{Event, GoControlPlane, Options, Snapshot};
+use outrigger_tests::load::Load;
+use outrigger_tests::origin::Origin;
+use outrigger_tests::proxy::Proxy;
+use xds_protos::pb::envoy::config::cluster::v3::Cluster;
+use xds_protos::pb::envoy::config::core::v3::{ConfigSource, api_config_source::ApiType, config_source};
+use xds_protos::pb::envoy::config::listener::v3::Listener;
+use xds_protos::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+
+use super::support::*;
+
+/// How resources are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mode {
+    delta: bool,
+    /// One stream for all types; else one for each.
+    ads: bool,
+}
+
+const MODES: [Mode; 4] = [
+    Mode { delta: false, ads: true },
+    Mode { delta: true, ads: true },
+    Mode { delta: false, ads: false },
+    Mode { delta: true, ads: false },
+];
+
+/// The static cluster in front of a control plane; a second one has `other`.
+const SERVER: &str = "xds";
+const OTHER: &str = "other";
+
+impl Mode {
+    fn api_type(self) -> ApiType {
+        if self.delta { ApiType::DeltaGrpc } else { ApiType::Grpc }
+    }
+
+    /// Where a resource says that others come from: the aggregated stream, or this server.
+    fn source(self, server: &str) -> ConfigSource {
+        let mut source = config::sds(server);
+        match &mut source.config_source_specifier {
+            _ if self.ads => config::ads(),
+            Some(config_source::ConfigSourceSpecifier::ApiConfigSource(api)) => {
+                api.api_type = self.api_type().into();
+                source
+            }
+            _ => source,
+        }
+    }
+
+    fn cluster(self, name: &str) -> Cluster {
+        let mut cluster = config::eds_cluster(name);
+        cluster.eds_cluster_config.get_or_insert_default().eds_config = Some(self.source(SERVER));
+        cluster
+    }
+
+    /// A listener with routes from this server.
+    fn front(self, server: &str) -> Listener {
+        let mut manager = config::hcm_rds("front", "routes");
+        if let Some(RouteSpecifier::Rds(rds)) = &mut manager.route_specifier {
+            rds.config_source = Some(self.source(server));
+        }
+        config::http_listener("front", SocketAddr::from(([127, 0, 0, 1], 0)), &manager)
+    }
+
+    /// A bootstrap that asks `clusters` for clusters and `listeners` for listeners.
+    fn bootstrap(self, clusters: SocketAddr, listeners: SocketAddr) -> String {
+        let api = self.api_type().as_str_name();
+        let from = |cluster: &str| {
+            format!(
+                "api_type: {api}, transport_api_version: V3, set_node_on_first_message_only: true, \
+                 grpc_services: [{{ envoy_grpc: {{ cluster_name: {cluster} }} }}]"
+            )
+        };
+        let dynamic = if self.ads {
+            let source = "{ ads: {}, initial_fetch_timeout: 0s, resource_api_version: V3 }";
+            format!("  ads_config: {{ {} }}\n  cds_config: {source}\n  lds_config: {source}\n", from(SERVER))
+        } else {
+            let source = |cluster| {
+                let from = from(cluster);
+                format!("{{ api_config_source: {{ {from} }}, initial_fetch_timeout: 0s, resource_api_version: V3 }}")
+            };
+            format!("  cds_config: {}\n  lds_config: {}\n", source(SERVER), source(OTHER))
+        };
+        let servers = cluster(SERVER, &[clusters], HTTP2) + &cluster(OTHER, &[listeners], HTTP2);
+        let bootstrap = Bootstrap { node_id: "n1", static_clusters: &servers, ..Bootstrap::default() };
+        format!("dynamic_resources:\n{dynamic}{}", bootstrap.yaml())
+    }
+}
+
+/// A listener `front`, its routes, and clusters `v1` and `v2`, all from the control plane.
+struct Mesh {
+    mode: Mode,
+    control_plane: GoControlPlane,
+    proxy: Proxy,
+    front: SocketAddr,
+    v1: Origin,
+    v2: Origin,
+}
+
+impl Mesh {
+    async fn start(mode: Mode) -> Self {
+        let (v1, v2) = (Origin::start("v1").unwrap(), Origin::start("v2").unwrap());
+        let first = snapshot(mode, "1", &v1, &v2, (90, 10));
+        let options = Options { ads: mode.ads, ..Options::default() };
+        let control_plane = GoControlPlane::start(options, &first).await.unwrap();
+        let proxy = start_yaml(&mode.bootstrap(control_plane.grpc(), control_plane.grpc())).await;
+        let front = address(&proxy, "front").await;
+        Self { mode, control_plane, proxy, front, v1, v2 }
+    }
+
+    fn snapshot(&self, version: &str, weights: (u32, u32)) -> Snapshot {
+        snapshot(self.mode, version, &self.v1, &self.v2, weights)
+    }
+
+    async fn get(&self, path: &str) -> outrigger_tests::client::Reply {
+        Client::plain(self.front, false).await.get("a", path).await
+    }
+
+    async fn all_from(&self, version: &str) {
+        eventually(&format!("only {version}, {:?}", self.mode), || async {
+            for _ in 0..20 {
+                if self.get("/").await.origin_version() != version {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+    }
+}
+
+fn base(mode: Mode, version: &str, v1: &Origin, v2: &Origin) -> Snapshot {
+    Snapshot::new(version)
+        .with(&mode.cluster("v1"))
+        .with(&mode.cluster("v2"))
+        .with(&config::endpoints("v1", &[v1.address()]))
+        .with(&config::endpoints("v2", &[v2.address()]))
+        .with(&mode.front(SERVER))
+}
+
+fn snapshot(mode: Mode, version: &str, v1: &Origin, v2: &Origin, weights: (u32, u32)) -> Snapshot {
+    let route = config::weighted_route("/", &[("v1", weights.0), ("v2", weights.1)]);
+    base(mode, version, v1, v2).with(&config::route_config("routes", vec![route]))
+}
+
+#[tokio::test]
+async fn it_becomes_ready_and_serves() {
+    for mode in MODES {
+        let mesh = Mesh::start(mode).await;
+        let mut client = Client::plain(mesh.front, false).await;
+        assert_eq!(client.get("a", "/").await.status, 200, "{mode:?}");
+        let acknowledged = |type_url| move |event: &Event| event.type_url == type_url && event.is_ack();
+        for type_url in [CDS, LDS, RDS] {
+            mesh.control_plane.wait_for("an ACK", acknowledged(type_url)).await.unwrap();
+        }
+        let events = mesh.control_plane.events();
+        let streams: Vec<_> = events.iter().filter(|e| e.event == "open").map(|e| (e.delta, &*e.type_url)).collect();
+        assert!(streams.iter().all(|(delta, _)| *delta == mode.delta), "{mode:?}: {streams:?}");
+        let aggregated = streams.iter().any(|(_, type_url)| type_url.is_empty());
+        assert_eq!(aggregated, mode.ads, "{mode:?}: {streams:?}");
+        let mut seen = std::collections::BTreeSet::new();
+        let first = events.iter().filter(|e| e.event == "request" && seen.insert(e.stream));
+        assert!(first.into_iter().all(|e| e.node == "n1"), "{mode:?}: {events:?}");
+        assert!(mesh.control_plane.nacks().is_empty(), "{mode:?}");
+    }
+}
+
+#[tokio::test]
+async fn snapshots_change_under_load_and_no_request_is_lost() {
+    for mode in MODES {
+        let mut mesh = Mesh::start(mode).await;
+        let load = Load::new(mesh.front, 200.0, 4).start();
+        eventually("both versions", || async {
+            load.so_far().answered_by("v1") > 50 && load.so_far().answered_by("v2") > 0
+        })
+        .await;
+        let mut last = Instant::now();
+        for (version, weights) in [("2", (50, 50)), ("3", (10, 90)), ("4", (10, 90)), ("5", (0, 100))] {
+            last = Instant::now();
+            mesh.control_plane.set(&mesh.snapshot(version, weights)).await.unwrap();
+            // What makes a snapshot the running one is seen by the clients alone.
+            eventually("some requests of this snapshot", || async { load.so_far().since(last).samples.len() > 40 })
+                .await;
+        }
+        eventually(&format!("only the new version, {mode:?}"), || async {
+            let tail: Vec<_> = load.so_far().since(last).samples.into_iter().rev().take(30).collect();
+            tail.len() == 30 && tail.iter().all(|s| format!("{:?}", s.outcome).contains("v2"))
+        })
+        .await;
+        // The clusters are exchanged for another, in the order that loses nothing over any number of streams.
+        let v3 = Origin::start("v3").unwrap();
+        let to_v3 = config::route_config("routes", vec![config::route_to("/", "v3")]);
+        let with_v3 =
+            |snapshot: Snapshot| snapshot.with(&mode.cluster("v3")).with(&config::endpoints("v3", &[v3.address()]));
+        mesh.control_plane.set(&with_v3(mesh.snapshot("6", (0, 100)))).await.unwrap();
+        at_least(&mesh.proxy, "cluster.v3.membership_healthy", 1).await;
+        let both = with_v3(base(mode, "7", &mesh.v1, &mesh.v2)).with(&to_v3);
+        mesh.control_plane.set(&both).await.unwrap();
+        eventually("the new cluster", || async { load.so_far().answered_by("v3") > 20 }).await;
+        let alone = with_v3(Snapshot::new("8").with(&mode.front(SERVER)).with(&to_v3));
+        mesh.control_plane.set(&alone).await.unwrap();
+        at_least(&mesh.proxy, "cluster_manager.cluster_removed", 2).await;
+        last = Instant::now();
+        eventually("requests after the end of the old clusters", || async {
+            load.so_far().since(last).answered_by("v3") > 20
+        })
+        .await;
+        let report = load.stop().await;
+        assert_eq!(report.failed(), 0, "{mode:?}: {:?}", report.outcomes());
+        assert!(mesh.control_plane.nacks().is_empty(), "{mode:?}: {:?}", mesh.control_plane.nacks());
+    }
+}
+
+/// A cluster with a name where only an address can stand.
+fn bad_cluster(at: SocketAddr) -> Cluster {
+    use xds_protos::pb::envoy::config::core::v3::address::Address;
+    use xds_protos::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
+    let mut bad = config::static_cluster("bad-cluster", &[at]);
+    for endpoint in bad.load_assignment.iter_mut().flat_map(|a| &mut a.endpoints).flat_map(|l| &mut l.lb_endpoints) {
+        if let Some(HostIdentifier::Endpoint(endpoint)) = &mut endpoint.host_identifier
+            && let Some(Address::SocketAddress(at)) = endpoint.address.as_mut().and_then(|a| a.address.as_mut())
+        {
+            at.address = "no-address.test".to_owned();
+        }
+    }
+    bad
+}
+
+#[tokio::test]
+async fn a_bad_snapshot_is_refused_by_name_and_the_last_good_one_serves_on() {
+    for mode in MODES {
+        let mut mesh = Mesh::start(mode).await;
+        let load = Load::new(mesh.front, 100.0, 2).start();
+        let bad = mesh.snapshot("2", (90, 10)).with(&bad_cluster(mesh.v1.address()));
+        mesh.control_plane.set(&bad).await.unwrap();
+        let refusal = |type_url: &'static str, words: &'static str| {
+            move |event: &Event| event.type_url == type_url && event.error.contains(words)
+        };
+        mesh.control_plane.wait_for("a NACK of the cluster", refusal(CDS, "bad-cluster")).await.unwrap();
+        at_least(&mesh.proxy, "cluster_manager.cds.update_rejected", 1).await;
+        assert_eq!(mesh.get("/").await.status, 200, "{mode:?}");
+
+        // Better again, with other weights.
+        mesh.control_plane.set(&mesh.snapshot("3", (0, 100))).await.unwrap();
+        mesh.all_from("v2").await;
+        let report = load.stop().await;
+        assert_eq!(report.failed(), 0, "{mode:?}: {:?}", report.outcomes());
+    }
+}
+
+#[tokio::test]
+async fn a_control_plane_comes_back_with_other_versions() {
+    for mode in MODES {
+        let mut mesh = Mesh::start(mode).await;
+        let at = mesh.control_plane.grpc();
+        let load = Load::new(mesh.front, 100.0, 2).start();
+        mesh.control_plane.set(&mesh.snapshot("7", (100, 0))).await.unwrap();
+        mesh.all_from("v1").await;
+        // A new process, whose versions begin at 1 again: what the proxy says it holds means nothing to it.
+        mesh.control_plane.kill().unwrap();
+        assert_eq!(mesh.get("/").await.origin_version(), "v1", "{mode:?}: the last good one serves on");
+        let options = Options { ads: mode.ads, grpc: Some(at), rest: None };
+        mesh.control_plane = GoControlPlane::start(options, &mesh.snapshot("1", (0, 100))).await.unwrap();
+        mesh.all_from("v2").await;
+        let report = load.stop().await;
+        assert_eq!(report.failed(), 0, "{mode:?}: {:?}", report.outcomes());
+        assert!(mesh.control_plane.nacks().is_empty(), "{mode:?}");
+    }
+}
+
+#[tokio::test]
+async fn two_control_planes_disagree_and_each_is_heard_for_its_type() {
+    for mode in MODES.into_iter().filter(|mode| !mode.ads) {
+        let (v1, v2) = (Origin::start("v1").unwrap(), Origin::start("v2").unwrap());
+        // The one knows `v1` and a listener nobody asks it for; the other, that asks for `v2`, has clusters of its own.
+        let other_front = config::listener("else", "127.0.0.1:0".parse().unwrap(), "none", &bad_cluster(v1.address()));
+        let clusters = |version: &str, names: &[&str]| {
+            let of = |name: &str| if name == "v1" { v1.address() } else { v2.address() };
+            names.iter().fold(Snapshot::new(version).with(&other_front), |snapshot, name| {
+                snapshot.with(&mode.cluster(name)).with(&config::endpoints(name, &[of(name)]))
+            })
+        };
+        let listeners = Snapshot::new("other-1")
+            .with(&mode.front(OTHER))
+            .with(&config::route_config("routes", vec![config::route_to("/two", "v2"), config::route_to("/", "v1")]))
+            .with(&bad_cluster(v1.address()))
+            .with(&mode.cluster("v1"))
+            .with(&config::endpoints("v1", &[dead_address()]));
+        let mut one = GoControlPlane::start(Options::default(), &clusters("1", &["v1"])).await.unwrap();
+        let other = GoControlPlane::start(Options::default(), &listeners).await.unwrap();
+        let proxy = start_yaml(&mode.bootstrap(one.grpc(), other.grpc())).await;
+        let front = address(&proxy, "front").await;
+        let get = |path: &'static str| async move { Client::plain(front, false).await.get("a", path).await };
+        assert_eq!(get("/").await.origin_version(), "v1", "{mode:?}");
+        assert_eq!(get("/two").await.status, 503, "{mode:?}: a route to a cluster that nobody has");
+        assert!(proxy.listener_address("else").await.is_err());
+
+        let load = Load::new(front, 100.0, 2).start();
+        one.set(&clusters("2", &["v1", "v2"])).await.unwrap();
+        eventually("the cluster", || async { get("/two").await.origin_version() == "v2" }).await;
+        one.set(&clusters("3", &["v1"])).await.unwrap();
+        eventually("the cluster to go", || async { get("/two").await.status == 503 }).await;
+        let report = load.stop().await;
+        assert_eq!(report.failed(), 0, "{mode:?}: {:?}", report.outcomes());
+        for (who, type_urls) in [(&one, [LDS, RDS]), (&other, [CDS, EDS])] {
+            let asked = who.events().into_iter().filter(|e| e.event == "request" && type_urls.contains(&&*e.type_url));
+            assert_eq!(asked.collect::<Vec<_>>(), [], "{mode:?}");
+            assert!(who.nacks().is_empty(), "{mode:?}: {:?}", who.nacks());
+        }
+    }
+}
