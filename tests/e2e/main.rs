@@ -9,6 +9,7 @@ mod access_log;
 mod admin;
 mod bad_input;
 mod cli;
+mod discovery;
 mod failures;
 mod go_control_plane;
 mod messages;

@@ -181,6 +181,36 @@ async fn a_new_certificate_is_shown_to_new_connections_only() {
 }
 
 #[tokio::test]
+async fn a_secret_that_is_bad_or_taken_away_leaves_the_one_before_it() {
+    let (keys, sds, origin) = (Keys::new(), Sds::start(), Origin::start("v1").unwrap());
+    sds.give(&keys);
+    let proxy = start_yaml(&strict_yaml(&sds, &origin, "0s")).await;
+    let front = address(&proxy, "front").await;
+    let mut open = Client::connect(&Target::tls(front, keys.client_tls(&["h2"])), true).await;
+    assert_eq!(open.get("a", "/").await.status, 200);
+    let rejected = format!("sds.{IDENTITY}.update_rejected");
+    assert_eq!(stat(&proxy, &rejected).await, 0);
+    let gauge = format!("listener.front.ssl.certificate.{IDENTITY}.expiration_unix_time_seconds");
+    let expires = keys.server.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    assert_eq!(u64::try_from(stat(&proxy, &gauge).await).unwrap(), expires);
+
+    sds.server.remove(IDENTITY);
+    if !is_envoy() {
+        // Envoy takes a certificate that nobody will accept.
+        let expired = keys.authority.issue(&SERVER_ID.parse().unwrap(), Duration::from_secs(1), &[]).unwrap();
+        while SystemTime::now() <= expired.not_after + Duration::from_secs(1) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        sds.server.set(IDENTITY, expired);
+        at_least(&proxy, &rejected, 1).await;
+        assert!(sds.server.nacks().iter().any(|nack| format!("{nack:?}").contains("has expired")));
+    }
+    assert!(open.is_open() && open.get("a", "/").await.status == 200);
+    assert_eq!(server_identities(front, &keys.client_tls(&["h2"])).await.unwrap(), [SERVER_ID]);
+    assert!(admitted(front, Some(&keys.client)).await);
+}
+
+#[tokio::test]
 async fn a_listener_waits_for_its_secrets() {
     let (keys, sds, origin) = (Keys::new(), Sds::start(), Origin::start("v1").unwrap());
     let mut proxy = Proxy::launch(&strict_yaml(&sds, &origin, "0s"), options()).await.unwrap();

@@ -17,22 +17,22 @@ use xds_protos::pb::google::protobuf::Any;
 
 use super::support::*;
 
-const TYPES: [&str; 4] = [CDS, EDS, LDS, RDS];
+pub const TYPES: [&str; 4] = [CDS, EDS, LDS, RDS];
 
 /// A listener `front` by LDS, routes by RDS, clusters `v1` and `v2` by CDS and EDS.
-struct Mesh {
-    control_plane: ControlPlane,
-    proxy: Proxy,
-    front: SocketAddr,
-    v1: Origin,
-    v2: Origin,
+pub struct Mesh {
+    pub control_plane: ControlPlane,
+    pub proxy: Proxy,
+    pub front: SocketAddr,
+    pub v1: Origin,
+    pub v2: Origin,
 }
 
-fn any_port() -> SocketAddr {
+pub fn any_port() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
-fn weights(v1: u32, v2: u32) -> RouteConfiguration {
+pub fn weights(v1: u32, v2: u32) -> RouteConfiguration {
     config::route_config("routes", vec![config::weighted_route("/", &[("v1", v1), ("v2", v2)])])
 }
 
@@ -41,7 +41,7 @@ fn bootstrap(control_plane: &ControlPlane, sotw: bool) -> String {
 }
 
 impl Mesh {
-    async fn start(sotw: bool) -> Self {
+    pub async fn start(sotw: bool) -> Self {
         let (v1, v2) = (Origin::start("v1").unwrap(), Origin::start("v2").unwrap());
         let control_plane = ControlPlane::tcp().unwrap();
         control_plane.batch(|batch| {
@@ -57,13 +57,13 @@ impl Mesh {
         Self { control_plane, proxy, front, v1, v2 }
     }
 
-    async fn settled(&self) {
+    pub async fn settled(&self) {
         for type_url in TYPES {
             self.control_plane.wait_settled(type_url).await.unwrap();
         }
     }
 
-    async fn client(&self) -> Client {
+    pub async fn client(&self) -> Client {
         Client::plain(self.front, false).await
     }
 

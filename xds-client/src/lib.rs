@@ -2,7 +2,8 @@
 //! and answers it once the consumer has applied it.
 //!
 //! - Both wire modes ([`Mode::Delta`], [`Mode::Sotw`]), over the aggregated stream or the service of one type
-//!   ([`Method`]), through any byte stream ([`Connect`]): TCP and Unix sockets are here, TLS is a connector of yours.
+//!   ([`Method`]), through any byte stream ([`Connect`]): TCP and Unix sockets are here, TLS is a connector or a
+//!   [`Handshake`] of yours. Files ([`Client::watch_file`]) and REST services ([`Client::poll`]) yield the same events.
 //! - Every response is answered exactly once, when the consumer says so: [`Response::ack`] after it was applied,
 //!   [`Response::nack`] if something was refused. Dropping a response refuses it.
 //! - Streams that end or never come about are tried again for ever, with full-jitter back-off; a new delta stream tells
@@ -13,6 +14,27 @@
 //!
 //! This crate knows the names of the resource types and of the services that carry them. What a cluster or a listener
 //! is, it does not know: bodies are handed over as they came.
+//!
+//! | Of the protocol | Here |
+//! |---|---|
+//! | delta and state of the world; aggregated, or one type | [`Options::mode`], [`Options::method`] |
+//! | `envoy_grpc` | a [`Connect`] of yours; [`TcpConnector`], [`UnixConnector`] |
+//! | `google_grpc` `target_uri` | [`Target`], [`TargetConnector`]; credentials are yours to give ([`Handshake`]) or refuse |
+//! | REST polling | [`Client::poll`], [`RestOptions`]; JSON |
+//! | `path_config_source`, `watched_directory` | [`Client::watch_file`], [`FileOptions`]; YAML, JSON, binary, not text format |
+//! | wildcard, names, both | [`Subscription`]; the wildcard beside names is the name `*` |
+//! | names and collections of `xdstp:` | refused: [`SubscribeError`] |
+//! | on demand, aliases (VHDS) | subscribe `route_config/domain`; [`Resource::aliases`]; [`Resource::body`] is `None` if there is none |
+//! | resources that do not exist | delta: in [`Response::removed`]; else they do not come, and waiting is the consumer's |
+//! | `Resource` in state of the world, times to live, heartbeats | [`Options::announce_resource_ttl`], [`Response::expired`], [`Resource::heartbeat`] |
+//! | `initial_resource_versions` | at the begin of each delta stream, once every response of the last is answered |
+//! | `set_node_on_first_message_only` | [`Options::set_node_on_first_message_only`], on by default |
+//! | `rate_limit_settings` | [`Options::rate_limit`], off by default |
+//! | pausing of types | [`Client::pause`] |
+//! | partial refusal | [`Response::nack`] with the names that were refused |
+//! | stats | [`Stats`] |
+//! | `initial_fetch_timeout`, warming | the consumer's |
+//! | load reports, `dynamic_parameter_constraints`, xDS failover | not here |
 //!
 //! ```no_run
 //! use std::sync::Arc;

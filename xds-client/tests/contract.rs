@@ -9,10 +9,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::*;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tonic::Status;
 use xds_client::pb::envoy::config::core::v3::Node;
 use xds_client::pb::google::protobuf::Duration as ProtoDuration;
 use xds_client::{
-    Backoff, Client, Kind, Mode, Options, RateLimit, Said, Stats, SubscribeError, Subscription, TcpConnector, TypeUrl,
+    Backoff, Client, Event, Events, Keepalive, Kind, Mode, Options, RateLimit, Said, Stats, SubscribeError,
+    Subscription, TcpConnector, TypeUrl, UnixConnector,
 };
 
 const CDS: TypeUrl = TypeUrl::CLUSTER;
@@ -133,8 +137,8 @@ async fn heartbeats_keep_a_resource_alive_across_streams() {
     drop(server);
     loop {
         match soon("the expiry", events.next()).await {
-            Some(xds_client::Event::Response(r)) if r.expired => break,
-            Some(xds_client::Event::Response(r)) => panic!("{r:?}"),
+            Some(Event::Response(r)) if r.expired => break,
+            Some(Event::Response(r)) => panic!("{r:?}"),
             Some(_) => {}
             None => panic!("the client is there"),
         }
@@ -226,4 +230,75 @@ async fn what_cannot_be_subscribed_is_said() {
     let name = "xdstp://a/envoy.config.cluster.v3.Cluster/x".to_string();
     let refused = client.try_subscribe(&CDS, Subscription::Names(vec![name.clone()]));
     assert_eq!(refused, Err(SubscribeError::Xdstp { name }));
+}
+
+#[tokio::test]
+async fn waits_between_attempts_grow_and_begin_anew_after_a_response() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("xds.sock");
+    let backoff = Backoff { base: Duration::from_millis(8), max: Duration::from_millis(64) };
+    let options = Options { backoff, ..options(Mode::Sotw) };
+    let (client, mut events) = Client::start(options, Arc::new(UnixConnector::new(&path)));
+    client.subscribe(&CDS, Subscription::Wildcard);
+    let wait = async |events: &mut Events| match soon("the loss of the stream", events.next()).await {
+        Some(Event::Disconnected { retry_in, .. }) => retry_in,
+        other => panic!("{other:?}"),
+    };
+    for attempt in 0..6 {
+        assert!(wait(&mut events).await <= backoff.bound(attempt), "attempt {attempt}");
+    }
+    let mut server = Server::unix(&path);
+    loop {
+        match soon("a connection", events.next()).await {
+            Some(Event::Connected) => break,
+            Some(Event::Disconnected { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    for _ in 0..5 {
+        let mut stream = server.sotw().await;
+        stream.request().await;
+        stream.send(sotw_response(&CDS, "1", "n1", &["a"])).await;
+        response(&mut events).await.ack();
+        drop(stream);
+        assert!(wait(&mut events).await <= backoff.base, "the server was well");
+        connected(&mut events).await;
+    }
+    // A server that accepts streams and ends them without a word is not well.
+    server.sotw().await.end(Status::unavailable("not yet")).await;
+    assert!(wait(&mut events).await <= backoff.bound(0));
+}
+
+#[tokio::test]
+async fn a_server_that_vanished_is_found_out_by_pings() {
+    // A relay that falls silent in both directions, and keeps its connections open.
+    let (mut server, address) = Server::tcp().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let front = listener.local_addr().unwrap().to_string();
+    let (silence, silent) = watch::channel(false);
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut upstream = TcpStream::connect(&address).await.unwrap();
+            let mut silent = silent.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut client, &mut upstream) => {}
+                    () = async { drop(silent.wait_for(|silent| *silent).await) } => std::future::pending().await,
+                }
+            });
+        }
+    });
+    let keepalive = Keepalive { interval: Duration::from_millis(50), timeout: Duration::from_millis(200) };
+    let options = Options { keepalive: Some(keepalive), ..options(Mode::Delta) };
+    let (client, mut events) = Client::start(options, Arc::new(TcpConnector::new(&front)));
+    client.subscribe(&CDS, Subscription::Wildcard);
+    connected(&mut events).await;
+    let mut stream = server.delta().await;
+    stream.request().await;
+    stream.send(delta_response(&CDS, "1", "n1", &["a"], &[])).await;
+    response(&mut events).await.ack();
+    stream.request().await;
+    silence.send_replace(true);
+    let (error, code) = disconnected(&mut events).await;
+    assert!(code.is_some(), "{error}");
 }

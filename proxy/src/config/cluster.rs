@@ -23,7 +23,6 @@ use std::time::Duration;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PANIC_THRESHOLD: f64 = 50.0;
 const CLEANUP_INTERVAL: Duration = Duration::from_secs(5);
-const UPDATE_MERGE_WINDOW: Duration = Duration::from_secs(1);
 
 pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<ClusterConfig> {
     let hash = cluster_hash(&message);
@@ -310,7 +309,7 @@ fn fixed_port(port: Option<google::UInt32Value>, cx: &Context) -> Result<Option<
     port.map(|port| cx.port("upstream_port_override", port.value)).transpose()
 }
 
-/// The panic threshold and the merge window; the rest of the message has no effect yet.
+/// The panic threshold and the merge window.
 fn common_lb(message: cluster::cluster::CommonLbConfig, cx: &mut Context) -> Result<(f64, Option<Duration>)> {
     let cluster::cluster::CommonLbConfig {
         healthy_panic_threshold,
@@ -322,7 +321,7 @@ fn common_lb(message: cluster::cluster::CommonLbConfig, cx: &mut Context) -> Res
         locality_config_specifier: _,
     } = message;
     let panic_threshold = percent(healthy_panic_threshold, "healthy_panic_threshold", cx)?.unwrap_or(PANIC_THRESHOLD);
-    Ok((panic_threshold, cx.timeout("update_merge_window", update_merge_window, Some(UPDATE_MERGE_WINDOW))?))
+    Ok((panic_threshold, cx.timeout("update_merge_window", update_merge_window, None)?))
 }
 
 fn breakers(message: cluster::CircuitBreakers, cx: &mut Context) -> Result<[Thresholds; 2]> {

@@ -135,28 +135,6 @@ impl Context {
         }
     }
 
-    /// [`no_effect`](Self::no_effect) for wrapped booleans, where `false` is as good as absent.
-    pub(super) fn no_effect_flag(&mut self, field: &str, value: &Option<google::BoolValue>, meaning: &str) {
-        if value.is_some_and(|v| v.value) {
-            self.warn(field, meaning);
-        }
-    }
-
-    /// Takes notice of a duration that is set to something other than Envoy's default, which is what happens here.
-    pub(super) fn unless_default(
-        &mut self,
-        field: &str,
-        value: Option<google::Duration>,
-        default: google::Duration,
-        meaning: &str,
-    ) -> Result<()> {
-        self.duration(field, value)?;
-        if value.is_some_and(|set| set != default) {
-            self.warn(field, meaning);
-        }
-        Ok(())
-    }
-
     /// Refuses the resource if the field is set: acting otherwise than it says would be worse than not acting.
     pub(super) fn refuse<T: Default + PartialEq>(&self, field: &str, value: &T, why: &str) -> Result<()> {
         if *value != T::default() {
@@ -166,14 +144,8 @@ impl Context {
         Ok(())
     }
 
-    /// [`refuse`](Self::refuse) for wrapped booleans, where `false` is as good as absent.
-    pub(super) fn refuse_flag(&self, field: &str, value: &Option<google::BoolValue>, why: &str) -> Result<()> {
-        self.refuse(field, &value.is_some_and(|v| v.value), why)
-    }
-
     /// What the table of answers says of an extension: `true`, convert it; `false`, leave it out (a notice says so).
     /// `name` is what the configuration calls it.
-    #[allow(dead_code)]
     pub(super) fn extension(&mut self, name: &str, type_name: &str) -> Result<bool> {
         match table().find(type_name).map(|known| known.whole) {
             Some(Answer::Act { .. }) => Ok(true),

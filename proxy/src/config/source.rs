@@ -1,7 +1,7 @@
 //! Where things come from: xDS sources, bytes of a `DataSource`, metadata.
 
 use super::context::{Context, Result};
-use super::model::{ApiConfigSource, ConfigSource, ConfigSourceKind, DataSource, GrpcTarget};
+use super::model::{ApiConfigSource, ConfigSource, ConfigSourceKind, DataSource, GrpcTarget, PathSource, Polling};
 use super::pb::{core, google};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -10,6 +10,9 @@ use std::time::Duration;
 
 /// Envoy's `initial_fetch_timeout` when the message has none.
 const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Envoy's `request_timeout` of REST.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Largest file or variable that a `DataSource` may read: certificates and bodies are far smaller.
 const MAX_DATA_SOURCE: u64 = 16 << 20;
@@ -28,10 +31,20 @@ pub(super) fn config_source(message: core::ConfigSource, cx: &mut Context) -> Re
         Kind::ApiConfigSource(api) => {
             ConfigSourceKind::Api(Arc::new(cx.at("api_config_source", |cx| api_config_source(api, cx))?))
         }
-        Kind::Path(path) => ConfigSourceKind::Path(cx.resolve(&cx.non_empty("path", path)?)),
+        Kind::Path(path) => {
+            let path = cx.resolve(&cx.non_empty("path", path)?);
+            ConfigSourceKind::Path(Arc::new(PathSource { path, watched_directory: None }))
+        }
         Kind::PathConfigSource(source) => {
-            let core::PathConfigSource { path, watched_directory: _, poll_interval: _ } = source;
-            ConfigSourceKind::Path(cx.resolve(&cx.non_empty("path_config_source.path", path)?))
+            let core::PathConfigSource { path, watched_directory, poll_interval: _ } = source;
+            let path = cx.resolve(&cx.non_empty("path_config_source.path", path)?);
+            let watched_directory = match watched_directory {
+                Some(core::WatchedDirectory { path, watch_modify: _ }) => {
+                    Some(cx.resolve(&cx.non_empty("path_config_source.watched_directory.path", path)?))
+                }
+                None => None,
+            };
+            ConfigSourceKind::Path(Arc::new(PathSource { path, watched_directory }))
         }
         Kind::Self_(_) => return Err(cx.error_at("self", "is not supported")),
     };
@@ -52,24 +65,49 @@ pub(super) fn api_config_source(message: core::ApiConfigSource, cx: &mut Context
     let core::ApiConfigSource {
         api_type,
         transport_api_version,
-        cluster_names: _,
+        cluster_names,
         grpc_services,
-        refresh_delay: _,
-        request_timeout: _,
+        refresh_delay,
+        request_timeout,
         rate_limit_settings: _,
         set_node_on_first_message_only,
         config_validators: _,
     } = message;
-    let delta = match cx.enumeration::<ApiType>("api_type", api_type)? {
-        ApiType::Grpc => false,
-        ApiType::DeltaGrpc => true,
+    let (delta, polls) = match cx.enumeration::<ApiType>("api_type", api_type)? {
+        ApiType::Grpc => (false, false),
+        ApiType::DeltaGrpc => (true, false),
+        ApiType::Rest => (false, true),
         other => {
             let found = other.as_str_name();
-            return Err(cx.error_at("api_type", format!("found {found}, expected GRPC or DELTA_GRPC")));
+            return Err(cx.error_at("api_type", format!("found {found}, expected GRPC, DELTA_GRPC or REST")));
         }
     };
     if cx.enumeration::<core::ApiVersion>("transport_api_version", transport_api_version)? != core::ApiVersion::V3 {
         return Err(cx.error_at("transport_api_version", "found V2 (or AUTO), expected V3"));
+    }
+    if polls {
+        if !grpc_services.is_empty() {
+            return Err(
+                cx.error_at("grpc_services", "is not supported: a REST source names its cluster in cluster_names")
+            );
+        }
+        let [name] = cluster_names.as_slice() else {
+            return Err(cx.error_at("cluster_names", format!("found {}, expected one name", cluster_names.len())));
+        };
+        let name = cx.non_empty("cluster_names[0]", name.clone())?.into();
+        let refresh_delay = cx.required("refresh_delay", cx.positive("refresh_delay", refresh_delay)?)?;
+        let request_timeout = cx.positive("request_timeout", request_timeout)?.unwrap_or(REQUEST_TIMEOUT);
+        let target = GrpcTarget::Cluster { name, authority: None };
+        let polling = Some(Polling { refresh_delay, request_timeout });
+        return Ok(ApiConfigSource { delta, target, set_node_on_first_message_only, polling });
+    }
+    if !cluster_names.is_empty() {
+        return Err(cx.error_at("cluster_names", "is not supported: a gRPC source names its cluster in grpc_services"));
+    }
+    for (field, value) in [("refresh_delay", refresh_delay), ("request_timeout", request_timeout)] {
+        if value.is_some() {
+            cx.warn(field, "only REST polls");
+        }
     }
     let mut services = grpc_services.into_iter();
     let service = cx.required("grpc_services", services.next())?;
@@ -77,7 +115,7 @@ pub(super) fn api_config_source(message: core::ApiConfigSource, cx: &mut Context
         cx.warn("grpc_services[1]", "only the first server is used, there is no fail-over");
     }
     let target = cx.at("grpc_services[0]", |cx| grpc_service(service, cx))?;
-    Ok(ApiConfigSource { delta, target, set_node_on_first_message_only })
+    Ok(ApiConfigSource { delta, target, set_node_on_first_message_only, polling: None })
 }
 
 fn grpc_service(message: core::GrpcService, cx: &mut Context) -> Result<GrpcTarget> {

@@ -152,7 +152,7 @@ impl Task {
             } else {
                 self.take(stream, type_url, &name, &bytes, &own_version)
             };
-            self.note_resource(stream, type_url, &name, version, outcome.is_ok(), began);
+            self.note_resource(stream, type_url, &name, version, outcome.as_ref().ok(), began);
             match outcome {
                 Ok(Taken::Held) => {
                     self.ledger.borrow_mut().accepted(type_url, &name, &own_version, bytes);
@@ -187,25 +187,28 @@ impl Task {
         }
     }
 
-    /// Counts what became of a resource with its own subscription.
+    /// Counts what became of a resource with its own subscription; `None`: it was refused.
     fn note_resource(
         &self,
         stream: &StreamId,
         type_url: &TypeUrl,
         name: &str,
         version: &str,
-        good: bool,
+        good: Option<&Taken>,
         began: Instant,
     ) {
         match kind_of(type_url) {
-            Some(Kind::Assignment) if !good => {
+            Some(Kind::Assignment) if good.is_none() => {
                 self.services.clusters.assignment_failed(name, AssignmentFailure::Rejected)
             }
             Some(Kind::Assignment) | None => {}
             Some(kind) => {
                 let wanted = (stream.clone(), kind, Arc::from(name));
                 if let Some(stats) = self.wanted.get(&wanted).and_then(|interest| interest.stats.as_deref()) {
-                    stats.applied(version, good, began.elapsed());
+                    stats.applied(version, good.is_some(), began.elapsed());
+                    if matches!(good, Some(Taken::Held)) {
+                        stats.reloaded();
+                    }
                 }
             }
         }
@@ -288,7 +291,7 @@ impl Task {
         let type_url = type_of(kind);
         let known = self.ledger.borrow().get(&type_url, &key.name).and_then(|r| r.running.clone());
         if let Some(running) = known
-            && let Err(error) = self.take(stream, &type_url, &key.name, &running.bytes, &running.version.into())
+            && let Err(error) = self.take(stream, &type_url, &key.name, &running.bytes, &running.version)
         {
             tracing::warn!("{} {}: {error}", short_name(&type_url), key.name);
         }

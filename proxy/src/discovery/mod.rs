@@ -14,7 +14,7 @@ pub use dump::StaticConfig;
 pub use ledger::{Ledger, Record, State};
 
 use crate::config::Context;
-use crate::config::model::{Bootstrap, ConfigSource, ConfigSourceKind, LoadAssignment, SecretKind};
+use crate::config::model::{Bootstrap, ConfigSource, LoadAssignment, SecretKind};
 use crate::listener::ListenerManager;
 use crate::services::Services;
 use crate::slots::{Key, Kind, Store, Want};
@@ -67,7 +67,12 @@ impl Discovery {
         let secrets = parts.bootstrap.secrets.iter().map(|s| (s.name.clone(), s.kind.clone())).collect();
         let task = Task {
             stats: DiscoveryStats::new(&parts.services.registry, parts.bootstrap.ads.is_some()),
-            streams: Streams::new(parts.services.clone(), parts.bootstrap.clone(), events_tx),
+            streams: Streams::new(
+                parts.services.clone(),
+                parts.bootstrap.clone(),
+                events_tx,
+                parts.reject_unknown_fields,
+            ),
             services: parts.services,
             assignments: parts.assignments,
             listeners: parts.listeners,
@@ -308,6 +313,7 @@ impl Task {
                     interest.stats = subscription_stats(&self.services, kind, &key);
                     if let Some(stats) = &interest.stats
                         && stream != StreamId::Ads
+                        && stream.is_connection()
                     {
                         // a stream that serves others already
                         let connected = self.connected.contains(&stream);
@@ -368,7 +374,11 @@ impl Task {
                 self.note_connected(&stream, true);
             }
             Event::Disconnected { error, retry_in, .. } => {
-                tracing::warn!("xds: stream to {stream} closed: {error}; next attempt in {} ms", retry_in.as_millis());
+                let next = match retry_in {
+                    Duration::MAX => "when it is replaced".to_owned(),
+                    retry_in => format!("in {} ms", retry_in.as_millis()),
+                };
+                tracing::warn!("xds: {stream} gives nothing: {error}; next attempt {next}");
                 self.note_connected(&stream, false);
                 self.failed(&stream);
                 if stream == StreamId::Ads {
@@ -397,7 +407,7 @@ impl Task {
     /// Where this stream's `control_plane.*` stand: at the root for the aggregated one, else with what it serves.
     fn control_planes<'a>(&'a self, stream: &'a StreamId) -> impl Iterator<Item = &'a ControlPlaneStats> {
         let aggregated = self.stats.control_plane.as_ref().filter(|_| *stream == StreamId::Ads);
-        let own = Some(stream).filter(|stream| **stream != StreamId::Ads);
+        let own = Some(stream).filter(|stream| **stream != StreamId::Ads && stream.is_connection());
         let own = own.into_iter().flat_map(|stream| self.subscriptions(stream)).map(SubscriptionStats::control_plane);
         aggregated.into_iter().chain(own)
     }
@@ -420,16 +430,17 @@ impl Task {
 
 /// The stats of a resource's own subscription, under Envoy's names.
 fn subscription_stats(services: &Services, kind: Kind, key: &Key) -> Option<Box<SubscriptionStats>> {
-    let (scope, own): (_, &[&str]) = match kind {
+    let stats = match kind {
         Kind::Assignment => return None,
-        Kind::Secret => (services.registry.scope(&format!("sds.{}.", key.name)), &["key_rotation_failed"]),
+        Kind::Secret => {
+            let scope = services.registry.scope(&format!("sds.{}.", key.name));
+            SubscriptionStats::new(scope, &["key_rotation_failed"])
+        }
         Kind::Route => {
             let prefix = services.routes.get(key).map(|slot| slot.stats_prefix().to_owned()).unwrap_or_default();
-            let scope = services.registry.scope(&format!("{prefix}rds.{}.", key.name));
-            (scope, &["config_reload", "update_empty"])
+            SubscriptionStats::of_routes(services.registry.scope(&format!("{prefix}rds.{}.", key.name)))
         }
     };
-    let stats = SubscriptionStats::new(scope, own);
     stats.subscribed();
     Some(Box::new(stats))
 }
@@ -446,9 +457,4 @@ fn type_of(kind: Kind) -> TypeUrl {
         Kind::Secret => TypeUrl::SECRET,
         Kind::Assignment => TypeUrl::ENDPOINT,
     }
-}
-
-/// Whether a source is the bootstrap's aggregated stream.
-fn is_ads(source: &ConfigSource) -> bool {
-    matches!(source.kind, ConfigSourceKind::Ads)
 }

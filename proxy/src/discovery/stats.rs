@@ -23,6 +23,8 @@ pub struct SubscriptionStats {
     /// Of subscriptions that have a stream of their own.
     control_plane: OnceCell<ControlPlaneStats>,
     scope: Scope,
+    /// Of route configurations: those that changed something.
+    config_reload: Option<Counter>,
     /// What only some types have, kept because a stat lives as long as its handles.
     _own: Vec<Counter>,
 }
@@ -41,8 +43,22 @@ impl SubscriptionStats {
             version_text: scope.text_readout("version_text"),
             update_duration: scope.histogram("update_duration", Unit::Milliseconds),
             control_plane: OnceCell::new(),
+            config_reload: None,
             _own: own.iter().map(|name| scope.counter(name)).collect(),
             scope,
+        }
+    }
+
+    /// As `new`, for a route configuration.
+    pub fn of_routes(scope: Scope) -> SubscriptionStats {
+        let config_reload = Some(scope.counter("config_reload"));
+        SubscriptionStats { config_reload, ..SubscriptionStats::new(scope, &["update_empty"]) }
+    }
+
+    /// An update changed something.
+    pub fn reloaded(&self) {
+        if let Some(reloads) = &self.config_reload {
+            reloads.inc();
         }
     }
 

@@ -1,13 +1,17 @@
 //! The xDS streams: one aggregated, and one for each source and type (for secrets: and name) that has its own.
 
-use super::is_ads;
-use crate::config::model::{ApiConfigSource, Bootstrap, ConfigSource, ConfigSourceKind, GrpcTarget};
+use crate::config::model::{ApiConfigSource, Bootstrap, ConfigSource, ConfigSourceKind, GrpcTarget, PathSource};
 use crate::services::Services;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use xds_client::{Client, Connect, Event, Method, Mode, Options, TcpConnector, TypeUrl, UnixConnector};
+use xds_client::{
+    Client, Connect, Event, Events, FileOptions, Method, Mode, Options, RestOptions, Target, TargetConnector, TypeUrl,
+};
+
+/// How this program names itself to control planes.
+const USER_AGENT: &str = concat!("outrigger/", env!("CARGO_PKG_VERSION"));
 
 /// Which stream.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -19,8 +23,22 @@ pub enum StreamId {
         type_url: TypeUrl,
         name: Option<Arc<str>>,
     },
-    /// A source that no stream can serve.
-    None,
+    /// No stream at all: a file, watched.
+    File {
+        source: Arc<PathSource>,
+        type_url: TypeUrl,
+    },
+}
+
+impl StreamId {
+    /// Whether it has a control plane at its other end that a connection is kept to.
+    pub fn is_connection(&self) -> bool {
+        match self {
+            StreamId::Ads => true,
+            StreamId::Own { source, .. } => source.polling.is_none(),
+            StreamId::File { .. } => false,
+        }
+    }
 }
 
 impl fmt::Display for StreamId {
@@ -31,7 +49,7 @@ impl fmt::Display for StreamId {
                 write!(f, "{} of {}", type_url.message_name(), target_name(&source.target))?;
                 name.as_ref().map_or(Ok(()), |name| write!(f, " ({name})"))
             }
-            StreamId::None => f.write_str("no stream"),
+            StreamId::File { source, .. } => write!(f, "file {}", source.path.display()),
         }
     }
 }
@@ -48,23 +66,29 @@ pub struct Streams {
     bootstrap: Arc<Bootstrap>,
     events: mpsc::Sender<(StreamId, Event)>,
     clients: HashMap<StreamId, Client>,
+    reject_unknown_fields: bool,
 }
 
 impl Streams {
-    pub fn new(services: Arc<Services>, bootstrap: Arc<Bootstrap>, events: mpsc::Sender<(StreamId, Event)>) -> Streams {
-        Streams { services, bootstrap, events, clients: HashMap::new() }
+    pub fn new(
+        services: Arc<Services>,
+        bootstrap: Arc<Bootstrap>,
+        events: mpsc::Sender<(StreamId, Event)>,
+        reject_unknown_fields: bool,
+    ) -> Streams {
+        Streams { services, bootstrap, events, clients: HashMap::new(), reject_unknown_fields }
     }
 
     /// The stream that serves a resource of this source, whether it is open or not.
     pub fn id(&self, source: &ConfigSource, type_url: &TypeUrl, name: Option<&Arc<str>>) -> StreamId {
         match &source.kind {
-            _ if is_ads(source) => StreamId::Ads,
+            ConfigSourceKind::Ads => StreamId::Ads,
+            ConfigSourceKind::Path(path) => StreamId::File { source: path.clone(), type_url: type_url.clone() },
             ConfigSourceKind::Api(api) => StreamId::Own {
                 source: api.clone(),
                 type_url: type_url.clone(),
                 name: name.filter(|_| *type_url == TypeUrl::SECRET).cloned(),
             },
-            ConfigSourceKind::Ads | ConfigSourceKind::Path(_) => StreamId::None,
         }
     }
 
@@ -82,39 +106,58 @@ impl Streams {
         if let Some(client) = self.clients.get(&id) {
             return Ok((id, client.clone()));
         }
-        let (api, method) = match &id {
+        let (client, events) = match &id {
             StreamId::Ads => {
-                let api = self.bootstrap.ads.clone();
-                (api.ok_or("the source is ADS, but the bootstrap has no ads_config")?, Method::Aggregated)
+                let api = self.bootstrap.ads.as_ref();
+                let api = api.ok_or("the source is ADS, but the bootstrap has no ads_config")?;
+                self.open(api, Method::Aggregated)?
             }
-            StreamId::Own { source, type_url, .. } => (source.clone(), Method::Type(type_url.clone())),
-            StreamId::None => {
-                return Err("path_config_source is not supported yet; use ADS or an api_config_source".into());
-            }
+            StreamId::Own { source, type_url, .. } => self.open(source, Method::Type(type_url.clone()))?,
+            StreamId::File { source, type_url } => Client::watch_file(FileOptions {
+                watched_directory: source.watched_directory.clone(),
+                reject_unknown_fields: self.reject_unknown_fields,
+                ..FileOptions::new(type_url.clone(), &source.path)
+            }),
         };
-        let client = self.open(&id, &api, method)?;
+        self.forward(&id, events);
         self.clients.insert(id.clone(), client.clone());
         Ok((id, client))
     }
 
-    fn open(&self, id: &StreamId, api: &ApiConfigSource, method: Method) -> Result<Client, String> {
+    fn open(&self, api: &ApiConfigSource, method: Method) -> Result<(Client, Events), String> {
         let connector: Arc<dyn Connect> = match &api.target {
             GrpcTarget::Cluster { name, .. } => self.services.clusters.xds_connector(name).ok_or_else(|| {
-                format!("envoy_grpc names cluster '{name}', which static_resources.clusters does not have")
+                format!("the source names cluster '{name}', which static_resources.clusters does not have")
             })?,
-            GrpcTarget::Uri(uri) => match uri.strip_prefix("unix:") {
-                Some(path) => Arc::new(UnixConnector::new(path.trim_start_matches("//"))),
-                None => Arc::new(TcpConnector::new(uri.to_string())),
-            },
+            GrpcTarget::Uri(uri) => Arc::new(TargetConnector::new(uri.parse::<Target>().map_err(|e| e.to_string())?)),
         };
-        let options = Options {
-            mode: if api.delta { Mode::Delta } else { Mode::Sotw },
-            method,
-            set_node_on_first_message_only: api.set_node_on_first_message_only,
-            user_agent: concat!("outrigger/", env!("CARGO_PKG_VERSION")).into(),
-            ..Options::new(self.bootstrap.node.message.clone())
-        };
-        let (client, mut events) = Client::start(options, connector);
+        let node = self.bootstrap.node.message.clone();
+        match (&api.polling, method) {
+            (Some(polling), Method::Type(type_url)) => {
+                let options = RestOptions {
+                    request_timeout: polling.request_timeout,
+                    reject_unknown_fields: self.reject_unknown_fields,
+                    user_agent: USER_AGENT.into(),
+                    ..RestOptions::new(type_url, node, polling.refresh_delay)
+                };
+                Ok(Client::poll(options, connector))
+            }
+            (Some(_), Method::Aggregated) => Err("ads_config is a stream of gRPC, it cannot be polled".into()),
+            (None, method) => {
+                let options = Options {
+                    mode: if api.delta { Mode::Delta } else { Mode::Sotw },
+                    method,
+                    set_node_on_first_message_only: api.set_node_on_first_message_only,
+                    user_agent: USER_AGENT.into(),
+                    ..Options::new(node)
+                };
+                Ok(Client::start(options, connector))
+            }
+        }
+    }
+
+    /// Has the events of one stream come in with those of the others.
+    fn forward(&self, id: &StreamId, mut events: Events) {
         let (id, tx) = (id.clone(), self.events.clone());
         tokio::task::spawn_local(async move {
             while let Some(event) = events.next().await {
@@ -123,7 +166,6 @@ impl Streams {
                 }
             }
         });
-        Ok(client)
     }
 
     /// Gives up one name; a stream that served only this name ends.

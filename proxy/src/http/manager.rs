@@ -72,6 +72,14 @@ impl ConnectionManager {
         }
     }
 
+    /// Name of the route configuration that it waits for.
+    pub fn awaited(&self) -> Option<Arc<str>> {
+        match &self.routes {
+            Routes::Rds(slot) if !slot.is_settled() => Some(slot.key.name.clone()),
+            Routes::Rds(_) | Routes::Inline(_) => None,
+        }
+    }
+
     /// Returns when `is_settled` first holds.
     pub async fn settled(&self) {
         if let Routes::Rds(slot) = &self.routes {
@@ -84,7 +92,7 @@ impl ConnectionManager {
         super::connection::serve(self, connection, worker).await;
     }
 
-    /// The route table now; `None` until RDS has delivered one, and after it was taken away.
+    /// The route table now; `None` until RDS has delivered one.
     pub(super) fn routes(&self) -> Option<Arc<RouteTable>> {
         match &self.routes {
             Routes::Inline(table) => Some(table.clone()),

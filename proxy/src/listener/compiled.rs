@@ -109,6 +109,20 @@ impl Listener {
         self.all_chains().all(|c| c.network.is_settled() && c.tls.as_ref().is_none_or(|tls| tls.is_settled()))
     }
 
+    /// What it waits for, as Envoy names such targets.
+    pub fn awaited(&self) -> Vec<String> {
+        let mut targets = Vec::new();
+        for chain in self.all_chains() {
+            let routes = chain.network.awaited();
+            targets
+                .extend(routes.map(|name| format!("target RdsRouteConfigSubscription RDS local-init-target {name}")));
+            let secrets = chain.tls.iter().flat_map(|tls| tls.awaited());
+            targets.extend(secrets.map(|name| format!("target SdsApi {name}")));
+        }
+        targets.dedup();
+        targets
+    }
+
     pub async fn settled(&self) {
         for chain in self.all_chains() {
             chain.network.settled().await;

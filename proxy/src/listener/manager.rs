@@ -322,6 +322,13 @@ impl ListenerManager {
         state.listeners.iter().filter(|(_, slot)| slot.warming.is_some()).map(|(name, _)| name.clone()).collect()
     }
 
+    /// Every warming listener and what it waits for.
+    pub fn awaited(&self) -> Vec<(Arc<str>, Vec<String>)> {
+        let state = self.state.borrow();
+        let warming = state.listeners.iter().filter_map(|(name, slot)| Some((name, slot.warming.as_ref()?)));
+        warming.map(|(name, warming)| (name.clone(), warming.listener.awaited())).collect()
+    }
+
     /// Returns once every worker has obeyed all orders given so far.
     pub fn obeyed(&self) -> impl Future<Output = ()> + 'static {
         let (reports, answers): (Vec<_>, Vec<_>) = self.workers.iter().map(|_| oneshot::channel()).unzip();

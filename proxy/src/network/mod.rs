@@ -73,6 +73,14 @@ impl NetworkChain {
         }
     }
 
+    /// Name of the route configuration that it waits for.
+    pub fn awaited(&self) -> Option<Arc<str>> {
+        match self {
+            NetworkChain::Http(manager) => manager.awaited(),
+            NetworkChain::Tcp(_) | NetworkChain::Empty => None,
+        }
+    }
+
     /// Returns when `is_settled` first holds.
     pub async fn settled(&self) {
         if let NetworkChain::Http(manager) = self {

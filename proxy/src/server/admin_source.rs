@@ -88,12 +88,12 @@ impl AdminSource for Source {
         let wanted = |part: &str| mask.is_none_or(|mask| mask.split(',').any(|m| m == part));
         let mut dumps = Vec::new();
         if wanted("listener") {
-            dumps.extend(
-                self.listeners.warming().iter().map(|name| unready("init manager", "Listener-init-target", name)),
-            );
+            let waiting = self.listeners.awaited().into_iter();
+            dumps.extend(waiting.map(|(name, targets)| unready("Listener-local-init-manager", &name, &targets)));
         }
         if wanted("cluster") {
-            dumps.extend(self.services.clusters.warming().iter().map(|name| unready("Cluster", "warming", name)));
+            let waiting = self.services.clusters.awaited().into_iter();
+            dumps.extend(waiting.map(|(name, targets)| unready("Cluster", &name, &targets)));
         }
         if dumps.is_empty() { json!({}) } else { json!({ "unready_targets_dumps": dumps }) }
     }
@@ -151,8 +151,9 @@ impl AdminSource for Source {
     }
 }
 
-fn unready(manager: &str, target: &str, name: &str) -> Value {
-    json!({ "name": format!("{manager} {name}"), "target_names": [format!("{target} {name}")] })
+/// In the words of Envoy: the init manager of `name`, and what it waits for.
+fn unready(manager: &str, name: &str, targets: &[String]) -> Value {
+    json!({ "name": format!("init manager {manager} {name}"), "target_names": targets })
 }
 
 fn cluster_view(status: ClusterStatus) -> ClusterView {

@@ -154,6 +154,7 @@ impl Lifecycle {
             self.stats.memory_heap_size.set(memory.heap);
             self.stats.memory_physical_size.set(memory.resident);
         }
+        secrets.warn_of_expiry();
         if let Some(days) = secrets.days_until_first_expiry() {
             self.stats.days_until_first_cert_expiring.set(days);
         }

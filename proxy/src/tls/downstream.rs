@@ -1,47 +1,78 @@
 //! The server side of TLS on a filter chain.
 
 use super::certificate;
+use super::context::{Core, Current, Recipe};
 use super::failure;
-use super::material::{Material, Sources};
-use super::secrets::{Follower, Identity};
-use super::stats::{Side, TlsStats};
+use super::material::Material;
+use super::secrets::Identity;
+use super::stats::{ContextStats, Side};
 use super::verify::{Rules, Verifier, dns_covers};
-use super::{CertificateView, PeerCertificate, Secrets, TlsFailure, TlsFailureKind, TlsInfo, suites};
+use super::{PeerCertificate, Secrets, TlsFailure, TlsFailureKind, TlsInfo, suites};
 use crate::config::ConfigError;
-use crate::config::model::{DownstreamTlsConfig, TlsVersion};
+use crate::config::model::{CommonTls, DownstreamTlsConfig, TlsVersion};
 use crate::net::Socket;
-use crate::slots::Key;
 use crate::stats::Scope;
-use arc_swap::ArcSwapOption;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{CommonState, HandshakeKind, ServerConfig};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 use tokio_rustls::LazyConfigAcceptor;
 
-/// The server side of TLS on a filter chain. Built on the control thread, again whenever one of its secrets changes; workers
-/// only load what is built.
+/// The server side of TLS on a filter chain.
 pub struct DownstreamContext {
-    config: Arc<DownstreamTlsConfig>,
-    secrets: Arc<Secrets>,
-    sources: Sources,
-    provider: Arc<CryptoProvider>,
-    current: ArcSwapOption<Built>,
-    /// Only one builds at a time, so that a later secret is never overtaken by an earlier one.
-    building: Mutex<()>,
-    stats: TlsStats,
+    core: Arc<Core<ServerRecipe>>,
+    stats: Arc<ContextStats>,
 }
+
+struct ServerRecipe(Arc<DownstreamTlsConfig>);
 
 struct Built {
     /// With our protocols, for clients that have one in common with us or do not ask.
     with_alpn: Arc<ServerConfig>,
     /// For clients that ask for none of ours: Envoy goes on without a protocol, rustls would refuse.
     without_alpn: Arc<ServerConfig>,
-    identities: Vec<Arc<Identity>>,
-    rules: Arc<Rules>,
-    view: CertificateView,
+}
+
+impl Recipe for ServerRecipe {
+    type Built = Built;
+
+    fn common(&self) -> &CommonTls {
+        &self.0.common
+    }
+
+    fn build(&self, provider: &Arc<CryptoProvider>, material: &Material) -> Result<Built, ConfigError> {
+        let ServerRecipe(settings) = self;
+        let Material { identities, rules, .. } = material;
+        if identities.is_empty() {
+            return Err(ConfigError::new("tls_certificates", "No TLS certificates found for server context"));
+        }
+        let algorithms = provider.signature_verification_algorithms;
+        let verifier = Verifier::new(rules.clone(), settings.require_client_certificate, algorithms);
+        let mut config = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(suites::versions(&settings.common)?)
+            .map_err(|e| ConfigError::new("tls_params", e.to_string()))?
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_cert_resolver(Arc::new(Chooser(identities.clone())));
+        // As BoringSSL: the server's order for TLS 1.2, the client's for TLS 1.3 unless an order was configured.
+        let ordered = !settings.common.cipher_suites.is_empty();
+        config.ignore_client_order = ordered || settings.common.max_version == TlsVersion::V1_2;
+        // A resumed session is not verified again, so tickets and sessions live and die with what verified them: every
+        // build has keys and a store of its own.
+        if settings.disable_stateful_resumption {
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+        }
+        if !settings.disable_stateless_resumption {
+            config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()
+                .map_err(|e| ConfigError::new("", format!("no random numbers for ticket keys: {e}")))?;
+        } else if settings.disable_stateful_resumption {
+            config.send_tls13_tickets = 0;
+        }
+        let without_alpn = Arc::new(config.clone());
+        config.alpn_protocols = settings.common.alpn.iter().map(|p| p.to_vec()).collect();
+        Ok(Built { with_alpn: Arc::new(config), without_alpn })
+    }
 }
 
 impl DownstreamContext {
@@ -54,70 +85,26 @@ impl DownstreamContext {
         secrets: &Arc<Secrets>,
         scope: &Scope,
     ) -> Result<Arc<DownstreamContext>, ConfigError> {
-        let in_common = |e: ConfigError| e.inside("common_tls_context");
-        let sources = Sources::new(&config.common, secrets).map_err(in_common)?;
-        suites::versions(&config.common).map_err(in_common)?;
-        let context = Arc::new(DownstreamContext {
-            provider: suites::provider(&config.common).map_err(in_common)?,
-            secrets: secrets.clone(),
-            sources,
-            current: ArcSwapOption::empty(),
-            building: Mutex::default(),
-            stats: TlsStats::new(scope, Side::Server),
-            config,
-        });
-        let follower: Arc<dyn Follower> = context.clone();
-        secrets.follow(Arc::downgrade(&follower));
-        match context.build() {
-            // a secret that does not fit refuses connections, not the listener: a later one may fit
-            Err(e) if context.sources.has_secrets() => tracing::warn!("TLS context is not ready: {e}"),
-            other => other.map_err(in_common)?,
-        }
-        Ok(context)
+        let core = Core::new(ServerRecipe(config), secrets)?;
+        let stats = Arc::new(ContextStats::new(scope, Side::Server));
+        core.use_by(&stats);
+        stats.get(core.load().as_ref().map(|current| current.material.expiries.as_slice()).unwrap_or_default());
+        Ok(Arc::new(DownstreamContext { core, stats }))
     }
 
     /// Whether every secret has arrived or was given up on.
     pub fn is_settled(&self) -> bool {
-        self.sources.is_settled()
+        self.core.is_settled()
     }
 
     /// Returns when `is_settled` first holds.
     pub async fn settled(&self) {
-        self.sources.settled().await;
+        self.core.settled().await;
     }
 
-    fn build(&self) -> Result<(), ConfigError> {
-        let _one = self.building.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Material { identities, rules, view }) = self.sources.load(&self.secrets)? else { return Ok(()) };
-        if identities.is_empty() {
-            return Err(ConfigError::new("tls_certificates", "No TLS certificates found for server context"));
-        }
-        let algorithms = self.provider.signature_verification_algorithms;
-        let verifier = Verifier::new(rules.clone(), self.config.require_client_certificate, algorithms);
-        let mut config = ServerConfig::builder_with_provider(self.provider.clone())
-            .with_protocol_versions(suites::versions(&self.config.common)?)
-            .map_err(|e| ConfigError::new("tls_params", e.to_string()))?
-            .with_client_cert_verifier(Arc::new(verifier))
-            .with_cert_resolver(Arc::new(Chooser(identities.clone())));
-        // As BoringSSL: the server's order for TLS 1.2, the client's for TLS 1.3 unless an order was configured.
-        let ordered = !self.config.common.cipher_suites.is_empty();
-        config.ignore_client_order = ordered || self.config.common.max_version == TlsVersion::V1_2;
-        // A resumed session is not verified again, so tickets and sessions live and die with what verified them: every
-        // build has keys and a store of its own.
-        if self.config.disable_stateful_resumption {
-            config.session_storage = Arc::new(NoServerSessionStorage {});
-        }
-        if !self.config.disable_stateless_resumption {
-            config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()
-                .map_err(|e| ConfigError::new("", format!("no random numbers for ticket keys: {e}")))?;
-        } else if self.config.disable_stateful_resumption {
-            config.send_tls13_tickets = 0;
-        }
-        let without_alpn = Arc::new(config.clone());
-        config.alpn_protocols = self.config.common.alpn.iter().map(|p| p.to_vec()).collect();
-        let with_alpn = Arc::new(config);
-        self.current.store(Some(Arc::new(Built { with_alpn, without_alpn, identities, rules, view })));
-        Ok(())
+    /// Names of the secrets that warming waits for.
+    pub fn awaited(&self) -> Vec<Arc<str>> {
+        self.core.awaited()
     }
 
     /// The handshake, unbounded in time: the caller sets the bound.
@@ -125,14 +112,12 @@ impl DownstreamContext {
         &self,
         socket: Socket,
     ) -> Result<(Box<tokio_rustls::server::TlsStream<Socket>>, Arc<TlsInfo>), TlsFailure> {
-        let Some(built) = self.current.load_full() else {
-            let failure = TlsFailure::not_ready(&self.sources.missing());
-            self.stats.failed(&failure, false);
-            return Err(failure);
-        };
+        let current = self.core.load().inspect_err(|failure| self.stats.get(&[]).failed(failure, false))?;
+        let Current { built, material } = &*current;
+        let stats = self.stats.get(&material.expiries);
         let failed = |error: &std::io::Error| {
             let (failure, pinned) = TlsFailure::from_io(error);
-            self.stats.failed(&failure, pinned);
+            stats.failed(&failure, pinned);
             failure
         };
         let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await.map_err(|e| failed(&e))?;
@@ -140,9 +125,9 @@ impl DownstreamContext {
         let stream = Box::new(start.into_stream(config.clone()).await.map_err(|e| failed(&e))?);
         let (_, connection) = stream.get_ref();
         let sni = connection.server_name().map(Box::from);
-        let local = choose(&built.identities, sni.as_deref(), |_| true).map(|i| i.described.clone());
-        let info = describe(connection, sni, local, &built.rules).inspect_err(|f| self.stats.failed(f, false))?;
-        self.stats.succeeded(
+        let local = choose(&material.identities, sni.as_deref(), |_| true).map(|i| i.described.clone());
+        let info = describe(connection, sni, local, &material.rules).inspect_err(|f| stats.failed(f, false))?;
+        stats.succeeded(
             &info,
             connection.negotiated_cipher_suite().map(|s| s.suite()),
             connection.negotiated_key_exchange_group().map(|g| g.name()),
@@ -156,23 +141,6 @@ impl Built {
         let ours = &self.with_alpn.alpn_protocols;
         let none_of_ours = hello.alpn().is_some_and(|mut theirs| !theirs.any(|t| ours.iter().any(|o| o == t)));
         if none_of_ours { &self.without_alpn } else { &self.with_alpn }
-    }
-}
-
-impl Follower for DownstreamContext {
-    fn follows(&self, key: &Key) -> bool {
-        self.sources.follows(key)
-    }
-
-    fn rebuild(&self) {
-        match self.build() {
-            Ok(()) => self.stats.update_by_sds.inc(),
-            Err(e) => tracing::warn!("a new secret cannot be used, the one before it stays: {e}"),
-        }
-    }
-
-    fn view(&self) -> Option<CertificateView> {
-        self.current.load().as_ref().map(|built| built.view.clone())
     }
 }
 

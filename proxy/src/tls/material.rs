@@ -1,6 +1,7 @@
 //! What a context is made of: identities to show and rules to ask, given inline or by secrets.
 
 use super::secrets::{self, Bundle, Identity, Parsed};
+use super::stats::Expiry;
 use super::verify::Rules;
 use super::{CertificateView, Secrets};
 use crate::config::ConfigError;
@@ -31,7 +32,12 @@ pub(super) struct Material {
     pub identities: Vec<Arc<Identity>>,
     pub rules: Arc<Rules>,
     pub view: CertificateView,
+    pub expiries: Vec<Expiry>,
 }
+
+/// Names in stats of certificates that no secret names. Envoy appends a hash of a name that is empty.
+const UNNAMED: &str = "unnamed_cert_e3b0c442";
+const UNNAMED_CA: &str = "unnamed_ca_cert_e3b0c442";
 
 impl Sources {
     /// # Errors
@@ -90,6 +96,18 @@ impl Sources {
         }
     }
 
+    /// Names in stats of what is shown and of what is trusted.
+    fn names(&self) -> (&str, &str) {
+        let own = if let Certificates::Secret(slot) = &self.certificates { &*slot.key.name } else { UNNAMED };
+        let trusted = if let Validation::Secret { slot, .. } = &self.validation { &*slot.key.name } else { UNNAMED_CA };
+        (own, trusted)
+    }
+
+    /// Names of the secrets that warming waits for.
+    pub fn awaited(&self) -> Vec<Arc<str>> {
+        self.slots().filter(|slot| !slot.is_settled()).map(|slot| slot.key.name.clone()).collect()
+    }
+
     /// Names of the secrets that are not here, for a person to look for.
     pub fn missing(&self) -> String {
         let missing = self.slots().filter(|slot| slot.borrow().is_none()).map(|slot| &*slot.key.name);
@@ -124,7 +142,10 @@ impl Sources {
             },
         };
         let chain = identities.iter().flat_map(|i| i.view.iter().cloned()).collect();
-        Ok(Some(Material { identities, rules: Arc::new(rules), view: CertificateView { ca, chain } }))
+        let (own, trusted) = self.names();
+        let own = identities.iter().map(|i| (own.into(), i.described.not_after));
+        let expiries = own.chain(ca.first().map(|c| (trusted.into(), c.certificate.not_after))).collect();
+        Ok(Some(Material { identities, rules: Arc::new(rules), view: CertificateView { ca, chain }, expiries }))
     }
 }
 

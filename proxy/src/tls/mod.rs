@@ -5,7 +5,9 @@
 //! and touches no connection.
 
 mod certificate;
+mod context;
 mod downstream;
+mod expiry;
 mod failure;
 mod material;
 mod secrets;

@@ -1,6 +1,8 @@
 //! Secrets: checked when they come, parsed once, shared by all contexts that use them.
 
 use super::certificate;
+use super::expiry::ExpiryLadder;
+use super::upstream::ClientCores;
 use super::verify::{Rules, Trust};
 use super::{CertificateDetails, CertificateView, Secrets};
 use crate::config::ConfigError;
@@ -56,6 +58,8 @@ pub(super) trait Follower: Send + Sync {
 #[derive(Default)]
 pub(super) struct Users {
     followers: Mutex<Vec<Weak<dyn Follower>>>,
+    client_cores: ClientCores,
+    expiry: Mutex<ExpiryLadder>,
     parsed: Mutex<HashMap<Key, Parsed>>,
 }
 
@@ -105,6 +109,17 @@ impl Secrets {
                 seen.insert((prints(&view.ca), prints(&view.chain)))
             })
             .collect()
+    }
+
+    /// Logs certificates in use that come closer to their end: see [`ExpiryLadder`].
+    pub fn warn_of_expiry(&self) {
+        let views = self.certificates();
+        let all = views.iter().flat_map(|v| v.ca.iter().chain(&v.chain));
+        self.users.expiry.lock().unwrap_or_else(PoisonError::into_inner).climb(all, SystemTime::now());
+    }
+
+    pub(super) fn client_cores(&self) -> &ClientCores {
+        &self.users.client_cores
     }
 
     /// Whole days until the first certificate in use expires, 0 when one has; `None` when there is none

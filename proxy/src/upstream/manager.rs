@@ -254,6 +254,35 @@ impl ClusterManager {
         state.clusters.iter().filter(|(_, e)| e.warming.is_some()).map(|(name, _)| Arc::clone(name)).collect()
     }
 
+    /// Every warming cluster and what it waits for.
+    pub fn awaited(&self) -> Vec<(Arc<str>, Vec<String>)> {
+        let state = self.state();
+        let warming = state.clusters.iter().filter_map(|(name, entry)| Some((name, &entry.warming.as_ref()?.0)));
+        warming
+            .map(|(name, cluster)| {
+                let mut targets: Vec<String> = cluster
+                    .tls_contexts()
+                    .flat_map(|c| c.awaited())
+                    .map(|secret| format!("target SdsApi {secret}"))
+                    .collect();
+                match &cluster.config.discovery {
+                    ClusterDiscovery::Eds { service_name, source } => {
+                        let key = Key { name: Arc::clone(service_name), source: Some(source.clone()) };
+                        let waits = self.assignments.get(&key).is_some_and(|slot| !slot.is_settled());
+                        targets.extend(waits.then(|| format!("target ClusterLoadAssignment {service_name}")));
+                    }
+                    ClusterDiscovery::StrictDns { endpoints, .. } | ClusterDiscovery::LogicalDns { endpoints, .. } => {
+                        let names = endpoints.iter().flat_map(|l| &l.names).map(|(host, ..)| host);
+                        targets.extend(names.map(|host| format!("target DNS {host}")));
+                    }
+                    ClusterDiscovery::Static(_) | ClusterDiscovery::OriginalDst { .. } => {}
+                }
+                targets.dedup();
+                (Arc::clone(name), targets)
+            })
+            .collect()
+    }
+
     /// Whether any cluster waits for something.
     pub fn any_warming(&self) -> bool {
         *self.warming.borrow() > 0

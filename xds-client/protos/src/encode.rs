@@ -88,6 +88,13 @@ impl<'a> Encoder<'a> {
             Special::Timestamp => {
                 self.moment(message, node, out, text::parse_timestamp, "a time like \"2026-01-31T12:00:00Z\"");
             }
+            Special::FieldMask => match &node.value {
+                Value::Text(value) => {
+                    let paths = value.split(',').filter(|path| !path.is_empty());
+                    paths.for_each(|path| put_bytes(out, 1, text::snake_case(path).as_bytes()));
+                }
+                _ => self.object(message, node, out),
+            },
             Special::Wrapper => match (&node.value, message.field_by_number(1)) {
                 (Value::Map(_), _) | (_, None) => self.object(message, node, out),
                 (_, Some(value)) => self.singular(value, node, out),

@@ -59,6 +59,13 @@ impl Printer {
             Special::Any => this.any(bytes),
             Special::Duration => this.moment(bytes, text::print_duration),
             Special::Timestamp => this.moment(bytes, text::print_timestamp),
+            Special::FieldMask => {
+                let paths = wire::fields(bytes)?.into_iter().filter_map(|field| match field {
+                    (1, Raw::Bytes(path)) => Some(text::camel_case(&String::from_utf8_lossy(path))),
+                    _ => None,
+                });
+                Some(paths.collect::<Vec<_>>().join(",").into())
+            }
             Special::Wrapper => {
                 let value = message.field_by_number(1)?;
                 let fields = wire::fields(bytes)?;

@@ -67,6 +67,8 @@ pub enum Special {
     Duration,
     /// `google.protobuf.Timestamp`
     Timestamp,
+    /// `google.protobuf.FieldMask`
+    FieldMask,
     /// `google.protobuf.Struct`
     Struct,
     /// `google.protobuf.Value`
@@ -150,17 +152,19 @@ impl Message {
 
     /// How JSON treats this type.
     pub fn special(self) -> Special {
-        let Some(short) = self.name().strip_prefix("google.protobuf.") else { return Special::None };
+        // Bytes, because every step of a walk asks, and a name need not be checked for UTF-8 then.
+        let Some(short) = heap_bytes(self.get(0)).strip_prefix(b"google.protobuf.") else { return Special::None };
         match short {
-            "Any" => Special::Any,
-            "Duration" => Special::Duration,
-            "Timestamp" => Special::Timestamp,
-            "Struct" => Special::Struct,
-            "Value" => Special::Value,
-            "ListValue" => Special::ListValue,
-            "Empty" => Special::Empty,
-            "DoubleValue" | "FloatValue" | "Int64Value" | "UInt64Value" | "Int32Value" | "UInt32Value"
-            | "BoolValue" | "StringValue" | "BytesValue" => Special::Wrapper,
+            b"Any" => Special::Any,
+            b"Duration" => Special::Duration,
+            b"Timestamp" => Special::Timestamp,
+            b"FieldMask" => Special::FieldMask,
+            b"Struct" => Special::Struct,
+            b"Value" => Special::Value,
+            b"ListValue" => Special::ListValue,
+            b"Empty" => Special::Empty,
+            b"DoubleValue" | b"FloatValue" | b"Int64Value" | b"UInt64Value" | b"Int32Value" | b"UInt32Value"
+            | b"BoolValue" | b"StringValue" | b"BytesValue" => Special::Wrapper,
             _ => Special::None,
         }
     }

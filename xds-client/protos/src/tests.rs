@@ -229,6 +229,10 @@ fn well_known_types_inside_an_any_and_alone() {
             format!("{{'@type': {url}.StringValue, value: x}}"),
             json!({"@type": format!("{url}.StringValue"), "value": "x"}),
         ),
+        (
+            format!("{{'@type': {url}.FieldMask, value: 'a,fooBar.baz'}}"),
+            json!({"@type": format!("{url}.FieldMask"), "value": "a,fooBar.baz"}),
+        ),
     ] {
         assert_eq!(read("google.protobuf.Any", &text), printed);
     }
@@ -329,6 +333,9 @@ fn dumps_of_istiod_come_back_whole() {
         let printed = Descriptors::load().to_json(name, &parsed.bytes, Style::default());
         let original: Json = serde_json::from_str(text).unwrap();
         assert_eq!(leaves(&printed), leaves(&original));
+        // What is printed is plain protobuf JSON: it is read again without a word.
+        let again = Descriptors::load().parse(name, &to_pretty(&printed), Format::Json, ParseOptions::default());
+        assert_eq!(Descriptors::load().to_json(name, &again.unwrap().bytes, Style::default()), printed);
     }
 }
 

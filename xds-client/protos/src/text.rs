@@ -166,6 +166,32 @@ pub(crate) fn parse_base64(text: &str) -> Option<Vec<u8>> {
     Some(out)
 }
 
+/// `fooBar` to `foo_bar`: a path of a field mask as messages hold it.
+pub(crate) fn snake_case(path: &str) -> String {
+    let mut out = String::with_capacity(path.len() + 4);
+    for c in path.chars() {
+        if c.is_ascii_uppercase() {
+            out.push('_');
+        }
+        out.push(c.to_ascii_lowercase());
+    }
+    out
+}
+
+/// `foo_bar` to `fooBar`: a path of a field mask as JSON has it.
+pub(crate) fn camel_case(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    let mut upper = false;
+    for c in path.chars() {
+        match c {
+            '_' => upper = true,
+            c if std::mem::take(&mut upper) => out.push(c.to_ascii_uppercase()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 /// A floating-point number in a string: digits, hexadecimal ones too, or protobuf's three names; white space around it
 /// does not count.
 pub(crate) fn parse_float(text: &str) -> Option<f64> {

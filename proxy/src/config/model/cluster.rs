@@ -24,7 +24,8 @@ pub struct ClusterConfig {
     /// Percent of healthy endpoints under which all are used; default 50.
     pub panic_threshold: f64,
     pub close_connections_on_host_health_failure: bool,
-    /// Updates of endpoints that change no member wait so long for others; default 1 s, `None`: they do not wait.
+    /// Updates of endpoints that change no member wait so long for others. `None`: they do not wait, which is what
+    /// Envoy 1.40 does when nothing is configured, whatever its documentation says of a default.
     pub update_merge_window: Option<Duration>,
     /// `metadata.filter_metadata`, by filter name.
     pub metadata: Arc<BTreeMap<String, serde_json::Value>>,
@@ -49,7 +50,7 @@ impl ClusterConfig {
             tcp_keepalive: None,
             panic_threshold: 50.0,
             close_connections_on_host_health_failure: false,
-            update_merge_window: Some(Duration::from_secs(1)),
+            update_merge_window: None,
             metadata: Arc::default(),
             hash: 0,
         }

@@ -62,7 +62,15 @@ pub enum ConfigSourceKind {
     /// A stream of its own to this server.
     Api(Arc<ApiConfigSource>),
     /// A file, watched for moves in its directory.
-    Path(PathBuf),
+    Path(Arc<PathSource>),
+}
+
+/// A file of resources (`envoy.config.core.v3.PathConfigSource`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PathSource {
+    pub path: PathBuf,
+    /// Watched instead of the file's own directory.
+    pub watched_directory: Option<PathBuf>,
 }
 
 /// An xDS server and how to talk to it (`envoy.config.core.v3.ApiConfigSource`).
@@ -71,6 +79,15 @@ pub struct ApiConfigSource {
     pub delta: bool,
     pub target: GrpcTarget,
     pub set_node_on_first_message_only: bool,
+    /// A REST service that is asked again and again; `None`: gRPC.
+    pub polling: Option<Polling>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Polling {
+    pub refresh_delay: Duration,
+    /// Default 1 s.
+    pub request_timeout: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

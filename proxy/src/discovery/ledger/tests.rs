@@ -107,15 +107,9 @@ fn what_is_asked_for_by_name_may_not_exist() {
     assert!(!ledger.get(&T, "a").unwrap().timed_out);
     ledger.removed(&T, "a");
     assert_eq!(state(&ledger, "a"), Some(State::DoesNotExist));
-    assert!(ledger.get(&T, "a").unwrap().running.is_none());
+    assert!(ledger.get(&T, "a").unwrap().running.is_some(), "what is in use stays");
     ledger.forget(&T, "a");
     assert_eq!(state(&ledger, "a"), None);
-    // a secret stays in use
-    ledger.requested(&TypeUrl::SECRET, "s");
-    ledger.accepted(&TypeUrl::SECRET, "s", "1", vec![1]);
-    ledger.does_not_exist(&TypeUrl::SECRET, "s");
-    let s = ledger.get(&TypeUrl::SECRET, "s").unwrap();
-    assert_eq!((s.state(), s.running.is_some()), (State::DoesNotExist, true));
 }
 
 #[test]
