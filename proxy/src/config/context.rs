@@ -288,6 +288,9 @@ fn said_once(problems: impl Iterator<Item = ConfigError>) -> Vec<ConfigError> {
     let of_kind = |kind| problems.iter().filter(move |p| p.kind == kind).map(|p| p.path.as_str());
     let ruled: HashSet<&str> = of_kind(ProblemKind::Rule).collect();
     let refused: HashSet<&str> = of_kind(ProblemKind::Unsupported).collect();
+    fn parent(path: &str) -> &str {
+        path.rsplit_once('.').map_or("", |(holder, _)| holder)
+    }
     let known = |problem: &ConfigError| {
         let path = problem.path.as_str();
         let mut above = path.match_indices(['.', '[']).map(|(at, _)| &path[..at]);
@@ -295,9 +298,11 @@ fn said_once(problems: impl Iterator<Item = ConfigError>) -> Vec<ConfigError> {
             && (ruled.contains(path)
                 || refused.contains(path)
                 || above.any(|holder| refused.contains(holder))
+                // what a oneof holds is refused by its own name, and by conversion by the oneof's
+                || problem.message == "is not supported" && refused.iter().any(|other| parent(other) == parent(path))
                 // a oneof without a member is its message's problem to the rules, and a field's to conversion
                 || problem.message.starts_with("is missing")
-                    && path.rsplit_once('.').is_some_and(|(holder, _)| ruled.contains(holder)))
+                    && ruled.contains(parent(path)))
     };
     let keep: Vec<bool> = problems.iter().map(|problem| !known(problem)).collect();
     problems.into_iter().zip(keep).filter_map(|(problem, keep)| keep.then_some(problem)).collect()

@@ -157,7 +157,9 @@ fn examine(full_name: &str, bytes: &[u8], cx: &mut Context) -> Result<(), Config
     let violations = Descriptors::shared().violations(full_name, bytes).unwrap_or_default();
     cx.record_all(violations.into_iter().map(|violation| {
         let message = violation.to_string();
-        ConfigError::new(violation.path, message).of_kind(ProblemKind::Rule)
+        // keys of maps stand in quotes there, and bare in all other paths
+        let path = violation.path.replace("[\"", "[").replace("\"]", "]");
+        ConfigError::new(path, message).of_kind(ProblemKind::Rule)
     }));
     let found = answers::walk(full_name, bytes);
     for (path, meaning) in found.warned {

@@ -190,10 +190,10 @@ impl Build<'_> {
                 }
             }
             ConfigSourceKind::Path(file) => {
-                if !file.exists() {
+                if !file.path.exists() {
                     let message = format!(
                         "paths must refer to an existing path in the system: '{}' does not exist",
-                        file.display()
+                        file.path.display()
                     );
                     self.say(path, message);
                 }
