@@ -199,7 +199,7 @@ impl Machine {
         let t = self.types.get_mut(index)?;
         t.owed += 1;
         let delta = self.mode == Mode::Delta;
-        let timed = self.deadlines.any(index) || response.resources.iter().any(|r| r.ttl.is_some());
+        t.timed |= response.resources.iter().any(|r| r.ttl.is_some());
         for r in response.resources.iter_mut().filter(|r| r.body.is_none()) {
             // Renewed is what the consumer has, in this very version.
             let same = match delta {
@@ -220,7 +220,7 @@ impl Machine {
             response.kind = Kind::Delta;
         }
         let mut resources = Vec::new();
-        if delta || timed {
+        if delta || t.timed {
             resources.reserve(response.resources.len());
             for r in &response.resources {
                 let suspended = if r.body.is_some() { self.deadlines.take(index, &r.name) } else { None };
@@ -259,7 +259,7 @@ impl Machine {
         let none_taken = error.is_some() && refused.is_empty();
         let refused: BTreeSet<&str> = refused.iter().map(String::as_str).collect();
         let is_taken = |name: &str| !none_taken && !refused.contains(name);
-        if full && !none_taken && t.wanted.contains(WILDCARD) && self.deadlines.any(index) {
+        if full && !none_taken && t.wanted.contains(WILDCARD) && t.timed {
             let named: BTreeSet<&str> = resources.iter().map(|r| r.name.as_str()).collect();
             self.deadlines.retain(index, |name| named.contains(name));
         }

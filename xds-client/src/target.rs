@@ -315,4 +315,32 @@ mod tests {
             assert!(error.contains(why) && error.contains(&format!("{uri:?}")), "{uri}: {error}");
         }
     }
+
+    #[tokio::test]
+    async fn addresses_are_tried_in_order_and_connections_secured_for_the_host() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        /// Says the host's name instead of a secret.
+        struct Naming;
+        impl Handshake for Naming {
+            fn handshake(&self, mut io: BoxIo, host: &str) -> BoxFuture<'static, io::Result<BoxIo>> {
+                let host = host.to_string();
+                Box::pin(async move {
+                    io.write_all(host.as_bytes()).await?;
+                    Ok(io)
+                })
+            }
+        }
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let target: Target = format!("ipv4:127.0.0.1:1,127.0.0.1:{port}").parse().unwrap();
+        let connector = TargetConnector::new(target).with_handshake(Arc::new(Naming));
+        drop(connector.connect().await.unwrap());
+        let mut said = String::new();
+        listener.accept().await.unwrap().0.read_to_string(&mut said).await.unwrap();
+        assert_eq!(said, "127.0.0.1");
+        let nobody = TargetConnector::new("ipv4:127.0.0.1:1".parse().unwrap());
+        let error = nobody.connect().await.err().unwrap().to_string();
+        assert!(error.starts_with("connecting to 127.0.0.1:1: "), "{error}");
+    }
 }

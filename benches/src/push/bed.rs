@@ -16,7 +16,7 @@ use xds_protos::pb::envoy::config::route::v3::RouteConfiguration;
 /// How long a push may take to be live.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks whether a push is live.
-const LOOK: Duration = Duration::from_millis(1);
+const LOOK: Duration = Duration::from_millis(5);
 
 pub struct Bed {
     pub control_plane: ControlPlane,

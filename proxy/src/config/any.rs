@@ -1,5 +1,6 @@
 //! Opening `Any`: typed configuration, plain or wrapped in a `TypedStruct`.
 
+use super::ConfigError;
 use super::context::{Context, Result};
 use super::pb::{core, google};
 use prost::{Message, Name};
@@ -54,6 +55,11 @@ fn open(any: google::Any, cx: &Context) -> Result<google::Any> {
             None => cx.error_at("value", "does not describe the message of type_url"),
         }),
     }
+}
+
+/// The error for a member of a oneof that the table of answers refuses. The walk over the table comes first and says why.
+pub(super) fn refused(field: &str, cx: &Context) -> ConfigError {
+    cx.error_at(field, "is not supported")
 }
 
 /// Reads the bytes of a message.

@@ -17,28 +17,19 @@ use std::time::Duration;
 /// Idle time after which a proxied TCP connection is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Filters that only measure or learn: without them the bytes are the same. Type names.
-const TELEMETRY: [&str; 5] = [
-    "envoy.tcp.metadataexchange.config.MetadataExchange",
-    "stats.PluginConfig",
-    "envoy.extensions.network_filters.peer_metadata.Config",
-    "envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy",
-    "envoy.extensions.filters.network.mysql_proxy.v3.MySQLProxy",
-];
-
 pub(super) fn filter_chain(message: listener::FilterChain, cx: &mut Context) -> Result<FilterChainConfig> {
     let hash = filter_chain_hash(&message);
     let listener::FilterChain {
         filter_chain_match,
         filters,
-        use_proxy_proto,
-        // Metadata does nothing by itself; what would read it is refused or warned about by name.
-        metadata: _,
+        use_proxy_proto: _,
+        metadata,
         transport_socket,
         transport_socket_connect_timeout,
         name,
     } = message;
-    cx.refuse_flag("use_proxy_proto", &use_proxy_proto, "the PROXY protocol is not read")?;
+    // It does nothing by itself, and what would read it has its own answer.
+    drop(metadata);
     let count = filters.len();
     let mut at = 0;
     let filters = cx.each("filters", filters, |filter, cx| {
@@ -71,8 +62,8 @@ fn chain_match(message: listener::FilterChainMatch, cx: &mut Context) -> Result<
     let listener::FilterChainMatch {
         destination_port,
         prefix_ranges,
-        address_suffix,
-        suffix_len,
+        address_suffix: _,
+        suffix_len: _,
         direct_source_prefix_ranges,
         source_type,
         source_prefix_ranges,
@@ -81,8 +72,6 @@ fn chain_match(message: listener::FilterChainMatch, cx: &mut Context) -> Result<
         transport_protocol,
         application_protocols,
     } = message;
-    cx.refuse("address_suffix", &address_suffix, "neither does Envoy match by suffix")?;
-    cx.refuse("suffix_len", &suffix_len, "neither does Envoy match by suffix")?;
     Ok(FilterChainMatch {
         destination_port: destination_port.map(|port| nonzero_port("destination_port", port.value, cx)).transpose()?,
         prefix_ranges: cx.each("prefix_ranges", prefix_ranges, cidr)?,
@@ -129,7 +118,10 @@ fn downstream_transport(message: Option<core::TransportSocket>, cx: &mut Context
                 let message = any::unpack(config, cx)?;
                 Ok(DownstreamTransport::Tls(Arc::new(tls::downstream(message, cx)?)))
             }
-            kind => Err(cx.error(format!("found transport socket {name} ({kind}), expected raw_buffer or tls"))),
+            kind => {
+                cx.extension(&name, kind)?;
+                Err(cx.error(format!("found transport socket {name} ({kind}), expected raw_buffer or tls")))
+            }
         })
     })
 }
@@ -140,9 +132,7 @@ fn network_filter(message: listener::Filter, cx: &mut Context) -> Result<Option<
     let listener::Filter { name, config_type } = message;
     let config: google::Any = match cx.required("typed_config", config_type)? {
         ConfigType::TypedConfig(config) => config,
-        ConfigType::ConfigDiscovery(_) => {
-            return Err(cx.error_at("config_discovery", "is not supported: filters are configured in place"));
-        }
+        ConfigType::ConfigDiscovery(_) => return Err(any::refused("config_discovery", cx)),
     };
     cx.at("typed_config", |cx| match any::inner_type(&config, cx)?.as_str() {
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
@@ -154,14 +144,10 @@ fn network_filter(message: listener::Filter, cx: &mut Context) -> Result<Option<
             let message = any::unpack(config, cx)?;
             Ok(Some(NetworkFilterConfig::TcpProxy(Arc::new(tcp(message, cx)?))))
         }
-        kind if TELEMETRY.contains(&kind) => {
-            cx.warn("", format!("network filter {name} ({kind}) does not exist here; connections pass it by"));
-            Ok(None)
-        }
-        kind => {
-            Err(cx
-                .error(format!("found network filter {name} ({kind}), expected http_connection_manager or tcp_proxy")))
-        }
+        kind if cx.extension(&name, kind)? => Err(
+            cx.error(format!("found {name} ({kind}), expected a network filter: http_connection_manager or tcp_proxy"))
+        ),
+        _ => Ok(None),
     })
 }
 
@@ -169,53 +155,28 @@ fn tcp(message: tcp_proxy::TcpProxy, cx: &mut Context) -> Result<TcpProxyConfig>
     use tcp_proxy::tcp_proxy::ClusterSpecifier;
     let tcp_proxy::TcpProxy {
         stat_prefix,
-        on_demand,
-        metadata_match,
+        on_demand: _,
+        metadata_match: _,
         idle_timeout,
-        downstream_idle_timeout,
-        upstream_idle_timeout,
+        downstream_idle_timeout: _,
+        upstream_idle_timeout: _,
         access_log,
         max_connect_attempts,
-        backoff_options,
+        backoff_options: _,
         hash_policy,
-        tunneling_config,
+        tunneling_config: _,
         max_downstream_connection_duration,
-        max_downstream_connection_duration_jitter_percentage,
-        access_log_flush_interval,
-        flush_access_log_on_connected,
-        access_log_options,
-        proxy_protocol_tlvs,
-        proxy_protocol_tlv_merge_policy,
-        upstream_connect_mode,
-        max_early_data_bytes,
-        check_drain_close,
+        max_downstream_connection_duration_jitter_percentage: _,
+        access_log_flush_interval: _,
+        flush_access_log_on_connected: _,
+        access_log_options: _,
+        proxy_protocol_tlvs: _,
+        proxy_protocol_tlv_merge_policy: _,
+        upstream_connect_mode: _,
+        max_early_data_bytes: _,
+        check_drain_close: _,
         cluster_specifier,
     } = message;
-    const ONCE: &str = "a connection is logged once, when it ends";
-    cx.refuse("tunneling_config", &tunneling_config, "connections are not tunnelled through HTTP")?;
-    cx.no_effect("on_demand", &on_demand, "clusters are not fetched on demand");
-    cx.no_effect("metadata_match", &metadata_match, "clusters have no subsets");
-    cx.no_effect("downstream_idle_timeout", &downstream_idle_timeout, "idle_timeout holds for both sides");
-    cx.no_effect("upstream_idle_timeout", &upstream_idle_timeout, "idle_timeout holds for both sides");
-    cx.no_effect("backoff_options", &backoff_options, "the next attempt is made at once");
-    cx.no_effect(
-        "max_downstream_connection_duration_jitter_percentage",
-        &max_downstream_connection_duration_jitter_percentage,
-        "durations have no jitter",
-    );
-    cx.no_effect("access_log_flush_interval", &access_log_flush_interval, ONCE);
-    cx.no_effect("flush_access_log_on_connected", &flush_access_log_on_connected, ONCE);
-    cx.no_effect("access_log_options", &access_log_options, ONCE);
-    cx.no_effect("proxy_protocol_tlvs", &proxy_protocol_tlvs, "the PROXY protocol is not written");
-    cx.no_effect(
-        "proxy_protocol_tlv_merge_policy",
-        &proxy_protocol_tlv_merge_policy,
-        "the PROXY protocol is not written",
-    );
-    cx.no_effect("upstream_connect_mode", &upstream_connect_mode, "the endpoint is connected at once");
-    cx.no_effect("max_early_data_bytes", &max_early_data_bytes, "the endpoint is connected at once");
-    cx.no_effect_flag("check_drain_close", &check_drain_close, "connections end by themselves while draining");
-
     let stat_prefix = cx.non_empty("stat_prefix", stat_prefix)?.into();
     let clusters = match cx.required("cluster", cluster_specifier)? {
         ClusterSpecifier::Cluster(name) => vec![(cx.non_empty("cluster", name)?.into(), 1)],
@@ -233,10 +194,7 @@ fn tcp(message: tcp_proxy::TcpProxy, cx: &mut Context) -> Result<TcpProxyConfig>
         cx.warn("", super::route_action::NO_HASHES);
         match cx.required("policy_specifier", policy_specifier)? {
             PolicySpecifier::SourceIp(SourceIp {}) => Ok(true),
-            PolicySpecifier::FilterState(_) => {
-                cx.warn("filter_state", "no filter sets state to hash");
-                Ok(false)
-            }
+            PolicySpecifier::FilterState(_) => Ok(false),
         }
     })?;
     Ok(TcpProxyConfig {
@@ -258,8 +216,7 @@ fn weighted_clusters(message: tcp_proxy::tcp_proxy::WeightedCluster, cx: &mut Co
     use tcp_proxy::tcp_proxy::{WeightedCluster, weighted_cluster::ClusterWeight};
     let WeightedCluster { clusters } = message;
     let clusters = cx.each("clusters", clusters, |cluster, cx| {
-        let ClusterWeight { name, weight, metadata_match } = cluster;
-        cx.no_effect("metadata_match", &metadata_match, "clusters have no subsets");
+        let ClusterWeight { name, weight, metadata_match: _ } = cluster;
         if weight == 0 {
             return Err(cx.error_at("weight", "found 0, expected at least 1"));
         }

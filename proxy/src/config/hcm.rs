@@ -20,7 +20,6 @@ use std::time::Duration;
 
 /// Envoy's defaults (`HttpConnectionManager` in the API reference).
 const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
-const DRAIN_TIMEOUT: google::Duration = google::Duration { seconds: 5, nanos: 0 };
 const DELAYED_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_REQUEST_HEADERS_KB: u32 = 60;
 /// Upper bound of `max_request_headers_kb`.
@@ -32,32 +31,32 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
         codec_type,
         stat_prefix,
         http_filters: filters,
-        add_user_agent,
-        tracing,
+        add_user_agent: _,
+        tracing: _,
         common_http_protocol_options,
-        http1_safe_max_connection_duration,
+        http1_safe_max_connection_duration: _,
         http_protocol_options,
         http2_protocol_options,
-        http3_protocol_options,
+        http3_protocol_options: _,
         server_name,
         server_header_transformation,
-        scheme_header_transformation,
+        scheme_header_transformation: _,
         max_request_headers_kb,
         stream_idle_timeout,
-        stream_flush_timeout,
+        stream_flush_timeout: _,
         request_timeout,
         request_headers_timeout,
-        drain_timeout,
-        drain_timeout_jitter,
+        drain_timeout: _,
+        drain_timeout_jitter: _,
         delayed_close_timeout,
         access_log,
-        access_log_flush_interval,
-        flush_access_log_on_new_request,
-        access_log_options,
+        access_log_flush_interval: _,
+        flush_access_log_on_new_request: _,
+        access_log_options: _,
         use_remote_address,
         xff_num_trusted_hops,
-        original_ip_detection_extensions,
-        early_header_mutation_extensions,
+        original_ip_detection_extensions: _,
+        early_header_mutation_extensions: _,
         internal_address_config,
         skip_xff_append,
         via,
@@ -66,86 +65,28 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
         always_set_request_id_in_response,
         forward_client_cert_details,
         set_current_client_cert_details,
-        forward_client_cert_matcher,
-        proxy_100_continue,
-        represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
+        forward_client_cert_matcher: _,
+        proxy_100_continue: _,
+        represent_ipv4_remote_address_as_ipv4_mapped_ipv6: _,
         upgrade_configs,
         normalize_path,
         merge_slashes,
         path_with_escaped_slashes_action,
         request_id_extension: request_id,
-        local_reply_config,
+        local_reply_config: _,
         strip_matching_host_port,
-        stream_error_on_invalid_http_message,
-        path_normalization_options,
+        stream_error_on_invalid_http_message: _,
+        path_normalization_options: _,
         strip_trailing_host_dot,
-        proxy_status_config,
-        typed_header_validation_config,
+        proxy_status_config: _,
+        typed_header_validation_config: _,
         append_x_forwarded_port,
-        append_local_overload,
-        add_proxy_protocol_connection_state,
-        forward_proto_config,
+        append_local_overload: _,
+        add_proxy_protocol_connection_state: _,
+        forward_proto_config: _,
         route_specifier,
         strip_port_mode,
     } = message;
-    const LOGGED_ONCE: &str = "a request is logged once, when it ends";
-    cx.refuse(
-        "original_ip_detection_extensions",
-        &original_ip_detection_extensions,
-        "the client's address is that of the connection or of x-forwarded-for",
-    )?;
-    cx.refuse("early_header_mutation_extensions", &early_header_mutation_extensions, "headers would not be changed")?;
-    cx.refuse("forward_client_cert_matcher", &forward_client_cert_matcher, "one setting holds for all requests")?;
-    cx.refuse("path_normalization_options", &path_normalization_options, "use normalize_path and merge_slashes")?;
-    cx.refuse(
-        "typed_header_validation_config",
-        &typed_header_validation_config,
-        "headers are validated by built-in rules",
-    )?;
-    cx.refuse("forward_proto_config", &forward_proto_config, "x-forwarded-proto follows the connection")?;
-    cx.no_effect_flag("add_user_agent", &add_user_agent, "the user-agent header is left as it is");
-    cx.no_effect("tracing", &tracing, "there is no tracing yet");
-    cx.no_effect(
-        "http1_safe_max_connection_duration",
-        &http1_safe_max_connection_duration,
-        "an HTTP/1 connection ends between two requests anyway",
-    );
-    cx.no_effect("http3_protocol_options", &http3_protocol_options, "there is no HTTP/3");
-    cx.no_effect("scheme_header_transformation", &scheme_header_transformation, "the scheme is left as it is");
-    cx.no_effect("stream_flush_timeout", &stream_flush_timeout, "stream_idle_timeout holds while flushing");
-    cx.unless_default(
-        "drain_timeout",
-        drain_timeout,
-        DRAIN_TIMEOUT,
-        "a draining connection ends with its last request",
-    )?;
-    cx.no_effect(
-        "proxy_100_continue",
-        &proxy_100_continue,
-        "100 Continue is answered here, as soon as the body is wanted",
-    );
-    cx.no_effect_flag(
-        "stream_error_on_invalid_http_message",
-        &stream_error_on_invalid_http_message,
-        "an invalid message is judged by the HTTP library of its version",
-    );
-    cx.no_effect("drain_timeout_jitter", &drain_timeout_jitter, "durations have no jitter");
-    cx.no_effect("access_log_flush_interval", &access_log_flush_interval, LOGGED_ONCE);
-    cx.no_effect("flush_access_log_on_new_request", &flush_access_log_on_new_request, LOGGED_ONCE);
-    cx.no_effect("access_log_options", &access_log_options, LOGGED_ONCE);
-    cx.no_effect(
-        "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
-        &represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
-        "IPv4 addresses are written as such",
-    );
-    cx.no_effect("local_reply_config", &local_reply_config, "our own replies have Envoy's default form");
-    cx.no_effect("proxy_status_config", &proxy_status_config, "there is no proxy-status header");
-    cx.no_effect("append_local_overload", &append_local_overload, "there is no overload manager");
-    cx.no_effect_flag(
-        "add_proxy_protocol_connection_state",
-        &add_proxy_protocol_connection_state,
-        "the PROXY protocol is not read",
-    );
     if let Some(extension) = request_id {
         cx.at("request_id_extension", |cx| request_id_extension(extension, cx))?;
     }
@@ -247,9 +188,7 @@ fn routes(message: hcm::http_connection_manager::RouteSpecifier, cx: &mut Contex
             let source = cx.required("config_source", source)?;
             Ok(RouteSource::Rds { name, source: cx.at("config_source", |cx| config_source(source, cx))? })
         }),
-        RouteSpecifier::ScopedRoutes(_) => {
-            Err(cx.error_at("scoped_routes", "is not supported: use rds or route_config"))
-        }
+        RouteSpecifier::ScopedRoutes(_) => Err(any::refused("scoped_routes", cx)),
     }
 }
 
@@ -257,13 +196,10 @@ fn internal_addresses(
     message: Option<hcm::http_connection_manager::InternalAddressConfig>,
     cx: &mut Context,
 ) -> Result<Vec<IpNet>> {
-    let Some(hcm::http_connection_manager::InternalAddressConfig { unix_sockets, cidr_ranges }) = message else {
+    let Some(hcm::http_connection_manager::InternalAddressConfig { unix_sockets: _, cidr_ranges }) = message else {
         return Ok(Vec::new());
     };
-    cx.at("internal_address_config", |cx| {
-        cx.no_effect("unix_sockets", &unix_sockets, "clients on Unix sockets are external");
-        cx.each("cidr_ranges", cidr_ranges, cidr)
-    })
+    cx.at("internal_address_config", |cx| cx.each("cidr_ranges", cidr_ranges, cidr))
 }
 
 fn client_cert(
@@ -271,8 +207,7 @@ fn client_cert(
     cx: &mut Context,
 ) -> Result<ClientCertDetails> {
     use hcm::http_connection_manager::{ForwardClientCertFormat, SetCurrentClientCertDetails};
-    let SetCurrentClientCertDetails { subject, cert, chain, dns, uri, issuer, format } = message;
-    cx.no_effect("issuer", &issuer, "x-forwarded-client-cert has no issuer");
+    let SetCurrentClientCertDetails { subject, cert, chain, dns, uri, issuer: _, format } = message;
     if cx.enumeration::<ForwardClientCertFormat>("format", format)? != ForwardClientCertFormat::Text {
         return Err(cx.error_at("format", "found JSON, expected TEXT"));
     }
@@ -320,14 +255,8 @@ fn request_id_extension(message: hcm::RequestIdExtension, cx: &mut Context) -> R
     let hcm::RequestIdExtension { typed_config } = message;
     let Some(config) = typed_config else { return Ok(()) };
     cx.at("typed_config", |cx| {
-        let UuidRequestIdConfig { pack_trace_reason, use_request_id_for_trace_sampling } = any::unpack(config, cx)?;
-        // Both default to true.
-        if pack_trace_reason.is_some_and(|v| !v.value) {
-            cx.warn("pack_trace_reason", "there is no tracing yet");
-        }
-        if use_request_id_for_trace_sampling.is_some_and(|v| !v.value) {
-            cx.warn("use_request_id_for_trace_sampling", "there is no tracing yet");
-        }
+        let UuidRequestIdConfig { pack_trace_reason: _, use_request_id_for_trace_sampling: _ } =
+            any::unpack(config, cx)?;
         Ok(())
     })
 }

@@ -10,6 +10,7 @@ use super::model::{
     Address, FilterChainConfig, ListenerConfig, ListenerFilterConfig, ListenerFilterPredicate, TrafficDirection,
 };
 use super::pb::{core, extensions, google, listener, types};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -30,16 +31,15 @@ pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<
         address: listener_address,
         additional_addresses,
         stat_prefix,
-        stats_matcher,
+        stats_matcher: _,
         filter_chains,
-        fcds_config,
-        filter_chain_matcher,
+        fcds_config: _,
+        filter_chain_matcher: _,
         use_original_dst,
         default_filter_chain,
         per_connection_buffer_limit_bytes,
-        per_connection_buffer_high_watermark_timeout,
-        // Metadata does nothing by itself; what would read it is refused or warned about by name.
-        metadata: _,
+        per_connection_buffer_high_watermark_timeout: _,
+        metadata,
         deprecated_v1,
         drain_type,
         listener_filters,
@@ -47,47 +47,26 @@ pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<
         continue_on_listener_filters_timeout,
         transparent,
         freebind,
-        socket_options,
+        socket_options: _,
         tcp_fast_open_queue_length,
         traffic_direction,
-        udp_listener_config,
-        api_listener,
-        connection_balance_config,
-        // Deprecated: replaced by enable_reuse_port; Envoy does not read it either.
+        udp_listener_config: _,
+        api_listener: _,
+        connection_balance_config: _,
         reuse_port: _,
         enable_reuse_port,
         access_log,
         tcp_backlog_size,
         max_connections_to_accept_per_socket_event,
         bind_to_port,
-        enable_mptcp,
-        ignore_global_conn_limit,
-        bypass_overload_manager,
-        tcp_keepalive,
-        listener_specifier,
+        enable_mptcp: _,
+        ignore_global_conn_limit: _,
+        bypass_overload_manager: _,
+        tcp_keepalive: _,
+        listener_specifier: _,
     } = message;
-    cx.refuse("fcds_config", &fcds_config, "filter chains are part of the listener")?;
-    cx.refuse("filter_chain_matcher", &filter_chain_matcher, "chains are chosen by their filter_chain_match")?;
-    cx.refuse("udp_listener_config", &udp_listener_config, "there is no UDP")?;
-    cx.refuse("api_listener", &api_listener, "it is for Envoy Mobile")?;
-    cx.refuse("internal_listener", &listener_specifier, "there are no internal listeners")?;
-    cx.no_effect("stats_matcher", &stats_matcher, "the stats of the bootstrap's matcher are kept");
-    cx.no_effect(
-        "per_connection_buffer_high_watermark_timeout",
-        &per_connection_buffer_high_watermark_timeout,
-        "a full buffer has no time limit",
-    );
-    cx.no_effect("socket_options", &socket_options, "raw socket options are not set");
-    cx.no_effect(
-        "connection_balance_config",
-        &connection_balance_config,
-        "the kernel spreads connections over the workers",
-    );
-    cx.no_effect("enable_mptcp", &enable_mptcp, "sockets speak plain TCP");
-    cx.no_effect("ignore_global_conn_limit", &ignore_global_conn_limit, "there is no global connection limit");
-    cx.no_effect("bypass_overload_manager", &bypass_overload_manager, "there is no overload manager");
-    cx.no_effect("tcp_keepalive", &tcp_keepalive, "accepted connections have the system's keep-alive");
-
+    // It does nothing by itself, and what would read it has its own answer.
+    drop(metadata);
     let (address, ipv4_compat) = bound_address(listener_address, cx)?;
     let bind_to_port = match (bind_to_port, deprecated_v1) {
         (Some(set), _) => set.value,
@@ -159,9 +138,7 @@ fn bound_address(message: Option<core::Address>, cx: &mut Context) -> Result<(Ad
 }
 
 fn additional_address(message: listener::AdditionalAddress, cx: &mut Context) -> Result<Address> {
-    let listener::AdditionalAddress { address: message, socket_options, tcp_keepalive } = message;
-    cx.no_effect("socket_options", &socket_options, "raw socket options are not set");
-    cx.no_effect("tcp_keepalive", &tcp_keepalive, "accepted connections have the system's keep-alive");
+    let listener::AdditionalAddress { address: message, socket_options: _, tcp_keepalive: _ } = message;
     let bound = address(message, "address", cx)?;
     match bound {
         Address::Socket(_) => Ok(bound),
@@ -173,11 +150,12 @@ fn additional_address(message: listener::AdditionalAddress, cx: &mut Context) ->
 
 /// Two chains with the same rules could never both be chosen.
 fn distinct_matches(chains: &[FilterChainConfig], cx: &Context) -> Result<()> {
+    let mut seen = HashMap::new();
     for (i, chain) in chains.iter().enumerate() {
-        if let Some(twin) = chains[..i].iter().find(|earlier| earlier.matcher == chain.matcher) {
+        if let Some(twin) = seen.insert(&chain.matcher, &chain.name) {
             return Err(cx.error_at(
                 &format!("filter_chains[{i}]"),
-                format!("filter chain '{}' has the same matching rules defined as '{}'", chain.name, twin.name),
+                format!("filter chain '{}' has the same matching rules defined as '{twin}'", chain.name),
             ));
         }
     }
@@ -190,9 +168,7 @@ fn listener_filter(message: listener::ListenerFilter, cx: &mut Context) -> Resul
     let listener::ListenerFilter { name, filter_disabled, config_type } = message;
     let config = match cx.required("typed_config", config_type)? {
         ConfigType::TypedConfig(config) => config,
-        ConfigType::ConfigDiscovery(_) => {
-            return Err(cx.error_at("config_discovery", "is not supported: filters are configured in place"));
-        }
+        ConfigType::ConfigDiscovery(_) => return Err(any::refused("config_discovery", cx)),
     };
     let disabled = match filter_disabled {
         None => ListenerFilterPredicate::Never,
@@ -213,27 +189,20 @@ fn listener_filter(message: listener::ListenerFilter, cx: &mut Context) -> Resul
         }
         "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => {
             let tls_inspector::v3::TlsInspector {
-                enable_ja3_fingerprinting,
-                enable_ja4_fingerprinting,
-                // The size of the first read: the outcome is the same with any.
+                enable_ja3_fingerprinting: _,
+                enable_ja4_fingerprinting: _,
                 initial_read_buffer_size: _,
-                close_connection_on_client_hello_parsing_errors,
-                max_client_hello_size,
+                close_connection_on_client_hello_parsing_errors: _,
+                max_client_hello_size: _,
             } = any::unpack(config, cx)?;
-            cx.no_effect_flag("enable_ja3_fingerprinting", &enable_ja3_fingerprinting, "no fingerprint is made");
-            cx.no_effect_flag("enable_ja4_fingerprinting", &enable_ja4_fingerprinting, "no fingerprint is made");
-            cx.no_effect("max_client_hello_size", &max_client_hello_size, "the built-in bound holds");
-            cx.refuse(
-                "close_connection_on_client_hello_parsing_errors",
-                &close_connection_on_client_hello_parsing_errors,
-                "what is no client hello counts as plaintext",
-            )?;
             Ok(ListenerFilterConfig::TlsInspector(disabled))
         }
-        // Among them proxy_protocol and original_src, which change who the peer is.
-        kind => Err(cx.error(format!(
-            "found listener filter {name} ({kind}), expected original_dst, tls_inspector or http_inspector"
-        ))),
+        kind => {
+            cx.extension(&name, kind)?;
+            Err(cx.error(format!(
+                "found {name} ({kind}), expected a listener filter: original_dst, tls_inspector or http_inspector"
+            )))
+        }
     })
 }
 

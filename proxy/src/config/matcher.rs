@@ -1,5 +1,6 @@
 //! Matchers, regular expressions and fractions that several resources share.
 
+use super::any;
 use super::context::{Context, Result};
 use super::model::{Fraction, StringMatch};
 use super::pb::{core, matcher, types};
@@ -24,9 +25,7 @@ pub(super) fn string_match(message: matcher::StringMatcher, cx: &mut Context) ->
         }
         // Envoy's `ignore_case` has no effect on regular expressions either.
         Pattern::SafeRegex(regex) => StringMatch::Regex(full_match(regex, "safe_regex", cx)?),
-        Pattern::Custom(custom) => {
-            return Err(cx.error_at("custom", format!("found {:?}, expected a built-in string match", custom.name)));
-        }
+        Pattern::Custom(_) => return Err(any::refused("custom", cx)),
     })
 }
 
@@ -60,9 +59,7 @@ pub(super) fn substitution(
 fn compile(message: matcher::RegexMatcher, field: &str, anchored: bool, cx: &mut Context) -> Result<Arc<Regex>> {
     use matcher::regex_matcher::{EngineType, GoogleRe2};
     let matcher::RegexMatcher { regex, engine_type } = message;
-    if let Some(EngineType::GoogleRe2(GoogleRe2 { max_program_size: Some(_) })) = engine_type {
-        cx.warn(field, "google_re2.max_program_size: the built-in bound holds");
-    }
+    let (None | Some(EngineType::GoogleRe2(GoogleRe2 { max_program_size: _ }))) = engine_type;
     if regex.is_empty() {
         return Err(cx.error_at(field, "found an empty regular expression, expected a pattern"));
     }

@@ -16,25 +16,18 @@ pub(super) fn retry_policy(message: route::RetryPolicy, cx: &mut Context) -> Res
         retry_on,
         num_retries,
         per_try_timeout,
-        per_try_idle_timeout,
-        retry_priority,
+        per_try_idle_timeout: _,
+        retry_priority: _,
         retry_host_predicate,
-        retry_options_predicates,
+        retry_options_predicates: _,
         host_selection_retry_max_attempts,
         retriable_status_codes,
         retry_back_off,
-        rate_limited_retry_back_off,
-        retriable_headers,
-        retriable_request_headers,
-        refresh_cluster_on_retry,
+        rate_limited_retry_back_off: _,
+        retriable_headers: _,
+        retriable_request_headers: _,
+        refresh_cluster_on_retry: _,
     } = message;
-    cx.no_effect("per_try_idle_timeout", &per_try_idle_timeout, "per_try_timeout bounds an attempt");
-    cx.no_effect("retry_priority", &retry_priority, "retries use the same priorities");
-    cx.no_effect("retry_options_predicates", &retry_options_predicates, "retries use the same options");
-    cx.no_effect("rate_limited_retry_back_off", &rate_limited_retry_back_off, "retry_back_off is used");
-    cx.no_effect("retriable_headers", &retriable_headers, "response headers do not cause a retry");
-    cx.no_effect("retriable_request_headers", &retriable_request_headers, "all requests may be retried");
-    cx.no_effect("refresh_cluster_on_retry", &refresh_cluster_on_retry, "a retry goes to the same cluster");
     let predicates = cx.each("retry_host_predicate", retry_host_predicate, host_predicate)?;
     let (base_interval, max_interval) =
         cx.at("retry_back_off", |cx| back_off(retry_back_off.unwrap_or_default(), cx))?;
@@ -59,21 +52,21 @@ fn host_predicate(message: route::retry_policy::RetryHostPredicate, cx: &mut Con
     use extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
     use route::retry_policy::{RetryHostPredicate, retry_host_predicate::ConfigType};
     let RetryHostPredicate { name, config_type } = message;
-    let kind = match config_type {
+    let Some(ConfigType::TypedConfig(config)) = config_type else {
         // Older configurations give only the name.
-        None if name == "envoy.retry_host_predicates.previous_hosts" => return Ok(true),
-        None => name.clone(),
-        Some(ConfigType::TypedConfig(config)) => {
-            let kind = any::inner_type(&config, cx)?;
-            if kind == "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate" {
-                let PreviousHostsPredicate {} = any::unpack(config, cx)?;
-                return Ok(true);
-            }
-            kind
+        let exists = name == "envoy.retry_host_predicates.previous_hosts";
+        if !exists {
+            cx.warn("", format!("{name} does not exist here: retries may use any endpoint"));
         }
+        return Ok(exists);
     };
-    cx.warn("", format!("{name} ({kind}) does not exist here; retries may use any endpoint"));
-    Ok(false)
+    cx.at("typed_config", |cx| {
+        let exists = cx.extension(&name, &any::inner_type(&config, cx)?)?;
+        if exists {
+            let PreviousHostsPredicate {} = any::unpack(config, cx)?;
+        }
+        Ok(exists)
+    })
 }
 
 fn back_off(message: route::retry_policy::RetryBackOff, cx: &Context) -> Result<(Duration, Duration)> {

@@ -2,7 +2,7 @@
 
 use super::context::{Context, Result};
 use super::headers::{header_name, header_ops};
-use super::http_filters::{no_specifiers, old_cors, per_filter_config};
+use super::http_filters::per_filter_config;
 use super::model::{RequireTls, Route, RouteConfig, VirtualHost};
 use super::pb::route;
 use super::retry::retry_policy;
@@ -22,7 +22,7 @@ pub(super) fn route_configuration(
     let route::RouteConfiguration {
         name,
         virtual_hosts,
-        vhds,
+        vhds: _,
         internal_only_headers,
         response_headers_to_add,
         response_headers_to_remove,
@@ -31,21 +31,17 @@ pub(super) fn route_configuration(
         most_specific_header_mutations_wins,
         validate_clusters,
         max_direct_response_body_size_bytes,
-        cluster_specifier_plugins,
-        request_mirror_policies,
+        cluster_specifier_plugins: _,
+        request_mirror_policies: _,
         ignore_port_in_host_matching,
-        vhost_header,
+        vhost_header: _,
         ignore_path_parameters_in_path_matching,
         typed_per_filter_config,
-        // Metadata does nothing by itself; what would read it is refused or warned about by name.
-        metadata: _,
-        route_specifiers,
+        metadata,
+        route_specifiers: _,
     } = message;
-    cx.refuse("vhds", &vhds, "virtual hosts are part of the route configuration")?;
-    cx.refuse("vhost_header", &vhost_header, "virtual hosts are chosen by the request's host")?;
-    no_specifiers(&route_specifiers, "route_specifiers", cx)?;
-    cx.no_effect("cluster_specifier_plugins", &cluster_specifier_plugins, "a route that uses one is refused");
-    cx.no_effect("request_mirror_policies", &request_mirror_policies, "requests are not mirrored");
+    // It does nothing by itself, and what would read it has its own answer.
+    drop(metadata);
     per_filter_config(typed_per_filter_config, cx)?;
     let limits =
         Limits { direct_response_bytes: max_direct_response_body_size_bytes.map_or(MAX_DIRECT_RESPONSE, |v| v.value) };
@@ -97,40 +93,30 @@ fn virtual_host(message: route::VirtualHost, limits: &Limits, cx: &mut Context) 
         name,
         domains,
         routes,
-        matcher,
+        matcher: _,
         require_tls,
-        virtual_clusters,
-        rate_limits,
+        virtual_clusters: _,
+        rate_limits: _,
         request_headers_to_add,
         request_headers_to_remove,
         response_headers_to_add,
         response_headers_to_remove,
-        cors,
+        cors: _,
         typed_per_filter_config,
         include_request_attempt_count,
         include_attempt_count_in_response,
         retry_policy: retry,
-        retry_policy_typed_config,
-        hedge_policy,
-        include_is_timeout_retry_header,
-        per_request_buffer_limit_bytes,
-        request_body_buffer_limit,
-        request_mirror_policies,
-        // Metadata does nothing by itself; what would read it is refused or warned about by name.
-        metadata: _,
-        route_specifiers,
+        retry_policy_typed_config: _,
+        hedge_policy: _,
+        include_is_timeout_retry_header: _,
+        per_request_buffer_limit_bytes: _,
+        request_body_buffer_limit: _,
+        request_mirror_policies: _,
+        metadata,
+        route_specifiers: _,
     } = message;
-    cx.refuse("matcher", &matcher, "routes are chosen in order, by their matches")?;
-    no_specifiers(&route_specifiers, "route_specifiers", cx)?;
-    cx.no_effect("virtual_clusters", &virtual_clusters, "no stats are kept per virtual cluster");
-    cx.no_effect("rate_limits", &rate_limits, "there is no rate limit filter that would read them");
-    cx.no_effect("retry_policy_typed_config", &retry_policy_typed_config, "retry_policy is used");
-    cx.no_effect("hedge_policy", &hedge_policy, "a request is sent to one endpoint at a time");
-    cx.no_effect("include_is_timeout_retry_header", &include_is_timeout_retry_header, "no such header is added");
-    cx.no_effect("per_request_buffer_limit_bytes", &per_request_buffer_limit_bytes, route_action::BUFFERS);
-    cx.no_effect("request_body_buffer_limit", &request_body_buffer_limit, route_action::BUFFERS);
-    cx.no_effect("request_mirror_policies", &request_mirror_policies, "requests are not mirrored");
-    old_cors(&cors, cx);
+    // It does nothing by itself, and what would read it has its own answer.
+    drop(metadata);
     per_filter_config(typed_per_filter_config, cx)?;
     if domains.is_empty() {
         return Err(cx.error_at("domains", "found none, expected at least one"));
@@ -156,26 +142,22 @@ fn one_route(message: route::Route, limits: &Limits, cx: &mut Context) -> Result
     let route::Route {
         name,
         r#match,
-        // Metadata does nothing by itself; what would read it is refused or warned about by name.
-        metadata: _,
-        decorator,
+        metadata,
+        decorator: _,
         typed_per_filter_config,
         request_headers_to_add,
         request_headers_to_remove,
         response_headers_to_add,
         response_headers_to_remove,
-        tracing,
-        per_request_buffer_limit_bytes,
+        tracing: _,
+        per_request_buffer_limit_bytes: _,
         stat_prefix,
-        request_body_buffer_limit,
-        route_specifiers,
+        request_body_buffer_limit: _,
+        route_specifiers: _,
         action,
     } = message;
-    no_specifiers(&route_specifiers, "route_specifiers", cx)?;
-    cx.no_effect("decorator", &decorator, "it names spans, and there is no tracing yet");
-    cx.no_effect("tracing", &tracing, "there is no tracing yet");
-    cx.no_effect("per_request_buffer_limit_bytes", &per_request_buffer_limit_bytes, route_action::BUFFERS);
-    cx.no_effect("request_body_buffer_limit", &request_body_buffer_limit, route_action::BUFFERS);
+    // It does nothing by itself, and what would read it has its own answer.
+    drop(metadata);
     per_filter_config(typed_per_filter_config, cx)?;
     let matcher = cx.required("match", r#match)?;
     let matcher = cx.at("match", |cx| route_match(matcher, cx))?;

@@ -1,9 +1,10 @@
 //! What a route does: forward, redirect, answer by itself.
 
+use super::any;
 use super::cluster::priority_of;
 use super::context::{Context, Result};
 use super::headers::{header_name, header_ops, header_value};
-use super::http_filters::{old_cors, per_filter_config};
+use super::http_filters::per_filter_config;
 use super::matcher::substitution;
 use super::model::{
     ClusterChoice, DirectResponse, Forward, HashPolicy, HostRewrite, PathMatch, PathRewrite, Redirect, RedirectPath,
@@ -18,12 +19,8 @@ use std::time::Duration;
 /// Envoy's route timeout.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What bounds of buffered bodies come to here.
-pub(super) const BUFFERS: &str = "the buffer limits of listener and cluster hold";
-
 /// Why hash policies do nothing: no cluster has a balancer that would ask for the hash.
 pub(super) const NO_HASHES: &str = "no balancer hashes";
-const NO_COOKIE: &str = "no cookie is set";
 
 /// Bounds that the route configuration sets for its routes.
 pub(super) struct Limits {
@@ -46,67 +43,47 @@ pub(super) fn action(
         Action::DirectResponse(message) => {
             cx.at("direct_response", |cx| direct_response(message, limits, cx)).map(RouteAction::Direct)
         }
-        Action::FilterAction(_) => Err(cx.error_at("filter_action", "is not supported: no filter takes over a route")),
-        Action::NonForwardingAction(route::NonForwardingAction {}) => {
-            Err(cx.error_at("non_forwarding_action", "is not supported: it is for servers, not for proxies"))
-        }
+        Action::FilterAction(_) => Err(any::refused("filter_action", cx)),
+        Action::NonForwardingAction(_) => Err(any::refused("non_forwarding_action", cx)),
     }
 }
 
 fn forward(message: route::RouteAction, matcher: &RouteMatch, cx: &mut Context) -> Result<Forward> {
-    use route::route_action::{ClusterNotFoundResponseCode as NotFound, InternalRedirectAction};
+    use route::route_action::ClusterNotFoundResponseCode as NotFound;
     let route::RouteAction {
         cluster_not_found_response_code,
-        metadata_match,
+        metadata_match: _,
         prefix_rewrite,
         regex_rewrite,
-        path_rewrite_policy,
-        path_rewrite,
+        path_rewrite_policy: _,
+        path_rewrite: _,
         append_x_forwarded_host,
         timeout,
         idle_timeout,
-        flush_timeout,
-        early_data_policy,
+        flush_timeout: _,
+        early_data_policy: _,
         retry_policy: retry,
-        retry_policy_typed_config,
-        request_mirror_policies,
+        retry_policy_typed_config: _,
+        request_mirror_policies: _,
         priority,
-        rate_limits,
-        include_vh_rate_limits,
+        rate_limits: _,
+        include_vh_rate_limits: _,
         hash_policy: hashes,
-        cors,
+        cors: _,
         max_grpc_timeout,
-        grpc_timeout_offset,
+        grpc_timeout_offset: _,
         upgrade_configs,
-        internal_redirect_policy,
-        internal_redirect_action,
-        max_internal_redirects,
-        hedge_policy,
+        internal_redirect_policy: _,
+        internal_redirect_action: _,
+        max_internal_redirects: _,
+        hedge_policy: _,
         max_stream_duration,
         cluster_specifier,
         host_rewrite_specifier,
     } = message;
-    cx.refuse("path_rewrite_policy", &path_rewrite_policy, "use prefix_rewrite or regex_rewrite")?;
-    cx.refuse("path_rewrite", &path_rewrite, "use prefix_rewrite or regex_rewrite")?;
-    cx.no_effect("metadata_match", &metadata_match, "clusters have no subsets");
-    cx.no_effect("flush_timeout", &flush_timeout, "idle_timeout holds while flushing");
-    cx.no_effect("early_data_policy", &early_data_policy, "there is no early data");
-    cx.no_effect("retry_policy_typed_config", &retry_policy_typed_config, "retry_policy is used");
-    cx.no_effect("request_mirror_policies", &request_mirror_policies, "requests are not mirrored");
-    cx.no_effect("rate_limits", &rate_limits, "there is no rate limit filter that would read them");
-    cx.no_effect_flag("include_vh_rate_limits", &include_vh_rate_limits, "there is no rate limit filter");
-    cx.no_effect("internal_redirect_policy", &internal_redirect_policy, "redirects are passed to the client");
-    let redirects = cx.enumeration::<InternalRedirectAction>("internal_redirect_action", internal_redirect_action)?;
-    if redirects == InternalRedirectAction::HandleInternalRedirect {
-        cx.warn("internal_redirect_action", "redirects are passed to the client");
-    }
-    cx.no_effect("max_internal_redirects", &max_internal_redirects, "redirects are passed to the client");
-    cx.no_effect("hedge_policy", &hedge_policy, "a request is sent to one endpoint at a time");
-    old_cors(&cors, cx);
     let durations = cx.at("max_stream_duration", |cx| {
         stream_durations(max_stream_duration.unwrap_or_default(), max_grpc_timeout, cx)
     })?;
-    cx.no_effect("grpc_timeout_offset", &grpc_timeout_offset, "grpc-timeout is used as it comes");
     Ok(Forward {
         cluster: cluster_choice(cx.required("cluster", cluster_specifier)?, cx)?,
         cluster_not_found: match cx.enumeration("cluster_not_found_response_code", cluster_not_found_response_code)? {
@@ -147,9 +124,8 @@ fn stream_durations(
     let route::route_action::MaxStreamDuration {
         max_stream_duration,
         grpc_timeout_header_max,
-        grpc_timeout_header_offset,
+        grpc_timeout_header_offset: _,
     } = message;
-    cx.no_effect("grpc_timeout_header_offset", &grpc_timeout_header_offset, "grpc-timeout is used as it comes");
     let grpc_timeout_max = match override_of("grpc_timeout_header_max", grpc_timeout_header_max, cx)? {
         None => override_of("max_grpc_timeout", max_grpc_timeout, cx)?,
         set => set,
@@ -166,21 +142,13 @@ fn cluster_choice(message: route::route_action::ClusterSpecifier, cx: &mut Conte
         ClusterSpecifier::Cluster(name) => Ok(ClusterChoice::Name(cx.non_empty("cluster", name)?.into())),
         ClusterSpecifier::ClusterHeader(name) => header_name(&name, "cluster_header", cx).map(ClusterChoice::Header),
         ClusterSpecifier::WeightedClusters(message) => cx.at("weighted_clusters", |cx| weighted(message, cx)),
-        ClusterSpecifier::ClusterSpecifierPlugin(_) | ClusterSpecifier::InlineClusterSpecifierPlugin(_) => {
-            Err(cx.error_at("cluster_specifier_plugin", "is not supported: name the cluster"))
-        }
+        ClusterSpecifier::ClusterSpecifierPlugin(_) => Err(any::refused("cluster_specifier_plugin", cx)),
+        ClusterSpecifier::InlineClusterSpecifierPlugin(_) => Err(any::refused("inline_cluster_specifier_plugin", cx)),
     }
 }
 
 fn weighted(message: route::WeightedCluster, cx: &mut Context) -> Result<ClusterChoice> {
-    use route::weighted_cluster::RandomValueSpecifier;
-    let route::WeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } = message;
-    cx.no_effect("total_weight", &total_weight, "the total is the sum of the weights");
-    match random_value_specifier {
-        None | Some(RandomValueSpecifier::UseHashPolicy(google::BoolValue { value: false })) => {}
-        Some(RandomValueSpecifier::UseHashPolicy(_)) => cx.warn("use_hash_policy", "the choice is random per request"),
-        Some(RandomValueSpecifier::HeaderName(_)) => cx.warn("header_name", "the choice is random per request"),
-    }
+    let route::WeightedCluster { clusters, total_weight: _, runtime_key_prefix, random_value_specifier: _ } = message;
     let clusters = cx.each("clusters", clusters, |cluster, cx| weighted_cluster(cluster, &runtime_key_prefix, cx))?;
     if clusters.is_empty() {
         return Err(cx.error_at("clusters", "found none, expected at least one"));
@@ -205,9 +173,9 @@ fn weighted_cluster(
     use route::weighted_cluster::{ClusterWeight, cluster_weight::HostRewriteSpecifier};
     let ClusterWeight {
         name,
-        cluster_header,
+        cluster_header: _,
         weight,
-        metadata_match,
+        metadata_match: _,
         request_headers_to_add,
         request_headers_to_remove,
         response_headers_to_add,
@@ -215,8 +183,6 @@ fn weighted_cluster(
         typed_per_filter_config,
         host_rewrite_specifier,
     } = message;
-    cx.refuse("cluster_header", &cluster_header, "a weighted cluster is named")?;
-    cx.no_effect("metadata_match", &metadata_match, "clusters have no subsets");
     per_filter_config(typed_per_filter_config, cx)?;
     let name = cx.non_empty("name", name)?;
     let weight = cx.required("weight", weight)?.value;
@@ -284,27 +250,20 @@ fn host_rewrite(message: Option<route::route_action::HostRewriteSpecifier>, cx: 
 }
 
 fn upgrade(message: route::route_action::UpgradeConfig, cx: &mut Context) -> Result<(Box<str>, bool)> {
-    let route::route_action::UpgradeConfig { upgrade_type, enabled, connect_config } = message;
-    cx.refuse("connect_config", &connect_config, "CONNECT requests are not terminated")?;
+    let route::route_action::UpgradeConfig { upgrade_type, enabled, connect_config: _ } = message;
     let upgrade_type = cx.non_empty("upgrade_type", upgrade_type)?.to_ascii_lowercase();
     Ok((upgrade_type.into(), enabled.is_none_or(|v| v.value)))
 }
 
 fn hash_policy(message: route::route_action::HashPolicy, cx: &mut Context) -> Result<Option<HashPolicy>> {
     use route::route_action::hash_policy::{ConnectionProperties, Cookie, Header, PolicySpecifier, QueryParameter};
-    let route::route_action::HashPolicy { terminal, policy_specifier } = message;
+    let route::route_action::HashPolicy { terminal: _, policy_specifier } = message;
     cx.warn("", NO_HASHES);
-    cx.no_effect("terminal", &terminal, "all policies are combined");
     match cx.required("policy_specifier", policy_specifier)? {
-        PolicySpecifier::Header(Header { header_name: name, regex_rewrite }) => {
-            cx.no_effect("header.regex_rewrite", &regex_rewrite, "the whole value is hashed");
+        PolicySpecifier::Header(Header { header_name: name, regex_rewrite: _ }) => {
             Ok(Some(HashPolicy::Header(header_name(&name, "header.header_name", cx)?)))
         }
-        PolicySpecifier::Cookie(Cookie { name, ttl, path, attributes }) => {
-            cx.duration("cookie.ttl", ttl)?;
-            cx.no_effect("cookie.ttl", &ttl, NO_COOKIE);
-            cx.no_effect("cookie.path", &path, NO_COOKIE);
-            cx.no_effect("cookie.attributes", &attributes, NO_COOKIE);
+        PolicySpecifier::Cookie(Cookie { name, ttl: _, path: _, attributes: _ }) => {
             Ok(Some(HashPolicy::Cookie(cx.non_empty("cookie.name", name)?.into())))
         }
         PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip }) => {
@@ -313,10 +272,7 @@ fn hash_policy(message: route::route_action::HashPolicy, cx: &mut Context) -> Re
         PolicySpecifier::QueryParameter(QueryParameter { name }) => {
             Ok(Some(HashPolicy::Query(cx.non_empty("query_parameter.name", name)?.into())))
         }
-        PolicySpecifier::FilterState(_) => {
-            cx.warn("filter_state", "no filter sets state to hash");
-            Ok(None)
-        }
+        PolicySpecifier::FilterState(_) => Ok(None),
     }
 }
 
@@ -349,11 +305,7 @@ fn redirect(message: route::RedirectAction, matcher: &RouteMatch, cx: &mut Conte
             let (pattern, substitution) = substitution(message, "regex_rewrite", cx)?;
             RedirectPath::Regex { pattern, substitution }
         }
-        Some(PathRewriteSpecifier::PathRewrite(_)) => {
-            return Err(
-                cx.error_at("path_rewrite", "is not supported: use path_redirect, prefix_rewrite or regex_rewrite")
-            );
-        }
+        Some(PathRewriteSpecifier::PathRewrite(_)) => return Err(any::refused("path_rewrite", cx)),
     };
     Ok(Redirect {
         status: match cx.enumeration("response_code", response_code)? {
@@ -376,8 +328,7 @@ fn redirect(message: route::RedirectAction, matcher: &RouteMatch, cx: &mut Conte
 }
 
 fn direct_response(message: route::DirectResponseAction, limits: &Limits, cx: &mut Context) -> Result<DirectResponse> {
-    let route::DirectResponseAction { status, body, body_format } = message;
-    cx.no_effect("body_format", &body_format, "the body is sent as it is");
+    let route::DirectResponseAction { status, body, body_format: _ } = message;
     let status = u16::try_from(status)
         .ok()
         .filter(|status| (200..600).contains(status))

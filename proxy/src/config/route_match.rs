@@ -1,5 +1,6 @@
 //! What requests a route is for: path, headers, query.
 
+use super::any;
 use super::context::{Context, Result};
 use super::matcher::{full_match, runtime_fraction, string_match};
 use super::model::{HeaderMatch, HeaderTest, PathMatch, QueryMatch, RouteMatch, StringMatch};
@@ -11,18 +12,13 @@ pub(super) fn route_match(message: route::RouteMatch, cx: &mut Context) -> Resul
         runtime_fraction: fraction,
         headers,
         query_parameters,
-        cookies,
+        cookies: _,
         grpc,
-        tls_context,
-        dynamic_metadata,
-        filter_state,
+        tls_context: _,
+        dynamic_metadata: _,
+        filter_state: _,
         path_specifier,
     } = message;
-    const WIDER: &str = "without it the route would match requests that are not meant";
-    cx.refuse("cookies", &cookies, WIDER)?;
-    cx.refuse("tls_context", &tls_context, WIDER)?;
-    cx.refuse("dynamic_metadata", &dynamic_metadata, WIDER)?;
-    cx.refuse("filter_state", &filter_state, WIDER)?;
     let ignore_case = case_sensitive.is_some_and(|v| !v.value);
     let path = path_match(cx.required("path_specifier", path_specifier)?, ignore_case, cx)?;
     Ok(RouteMatch {
@@ -53,10 +49,7 @@ fn path_match(message: route::route_match::PathSpecifier, ignore_case: bool, cx:
                 Err(cx.error_at("path_separated_prefix", found))
             }
         }
-        PathSpecifier::PathMatchPolicy(policy) => Err(cx.error_at(
-            "path_match_policy",
-            format!("found {:?}, expected prefix, path, safe_regex or path_separated_prefix", policy.name),
-        )),
+        PathSpecifier::PathMatchPolicy(_) => Err(any::refused("path_match_policy", cx)),
     }
 }
 

@@ -72,6 +72,7 @@ fn other_protocol(name: &str, any: &google::Any, cx: &mut Context) -> Result<()>
 }
 
 fn typed_options(message: upstreams::HttpProtocolOptions, cx: &mut Context) -> Result<UpstreamHttp> {
+    const EXPLICIT: &str = "explicit_http_config.";
     use upstreams::http_protocol_options::{
         AutoHttpConfig, ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
         explicit_http_config::ProtocolConfig,
@@ -88,11 +89,15 @@ fn typed_options(message: upstreams::HttpProtocolOptions, cx: &mut Context) -> R
         upstream_protocol_options,
     } = message;
     cx.each("http_filters", http_filters, http_filters::upstream_filter)?;
-    let (protocol, h1, h2) = match cx.required("upstream_protocol_options", upstream_protocol_options)? {
+    let (protocol, within, h1, h2) = match cx.required("upstream_protocol_options", upstream_protocol_options)? {
         UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config }) => {
             cx.at("explicit_http_config", |cx| match cx.required("protocol_config", protocol_config)? {
-                ProtocolConfig::HttpProtocolOptions(options) => Ok((UpstreamProtocol::Http1, Some(options), None)),
-                ProtocolConfig::Http2ProtocolOptions(options) => Ok((UpstreamProtocol::Http2, None, Some(options))),
+                ProtocolConfig::HttpProtocolOptions(options) => {
+                    Ok((UpstreamProtocol::Http1, EXPLICIT, Some(options), None))
+                }
+                ProtocolConfig::Http2ProtocolOptions(options) => {
+                    Ok((UpstreamProtocol::Http2, EXPLICIT, None, Some(options)))
+                }
                 ProtocolConfig::Http3ProtocolOptions(_) => {
                     Err(cx.error_at("http3_protocol_options", "is not supported: there is no HTTP/3"))
                 }
@@ -102,15 +107,21 @@ fn typed_options(message: upstreams::HttpProtocolOptions, cx: &mut Context) -> R
             http_protocol_options,
             http2_protocol_options,
             http3_protocol_options: _,
-        }) => (UpstreamProtocol::Downstream, http_protocol_options, http2_protocol_options),
+        }) => (
+            UpstreamProtocol::Downstream,
+            "use_downstream_protocol_config.",
+            http_protocol_options,
+            http2_protocol_options,
+        ),
         UpstreamProtocolOptions::AutoConfig(AutoHttpConfig {
             http_protocol_options,
             http2_protocol_options,
             http3_protocol_options: _,
             alternate_protocols_cache_options: _,
-        }) => (UpstreamProtocol::Auto, http_protocol_options, http2_protocol_options),
+        }) => (UpstreamProtocol::Auto, "auto_config.", http_protocol_options, http2_protocol_options),
     };
     let parts = Parts {
+        within,
         upstream: upstream_http_protocol_options.unwrap_or_default(),
         common: common_http_protocol_options.unwrap_or_default(),
         h1: h1.unwrap_or_default(),
@@ -134,6 +145,7 @@ fn deprecated_options(deprecated: Deprecated, cx: &mut Context) -> Result<Upstre
         (false, None) => UpstreamProtocol::Http1,
     };
     let parts = Parts {
+        within: "",
         upstream: upstream_http_protocol_options.unwrap_or_default(),
         common: common_http_protocol_options.unwrap_or_default(),
         h1: http_protocol_options.unwrap_or_default(),
@@ -143,6 +155,8 @@ fn deprecated_options(deprecated: Deprecated, cx: &mut Context) -> Result<Upstre
 }
 
 struct Parts {
+    /// What comes before the path of `h1` and `h2`.
+    within: &'static str,
     upstream: core::UpstreamHttpProtocolOptions,
     common: core::HttpProtocolOptions,
     h1: core::Http1ProtocolOptions,
@@ -155,23 +169,24 @@ fn assemble(protocol: UpstreamProtocol, parts: Parts, cx: &mut Context) -> Resul
     let has_header_action = parts.common.headers_with_underscores_action != 0;
     let common = cx.at("common_http_protocol_options", |cx| {
         cx.no_effect("headers_with_underscores_action", &has_header_action, "it is applied to requests, by listeners");
-        common(parts.common, cx)
+        let options = common(parts.common, cx)?;
+        let meaning = "it holds where a route or a connection manager sets it";
+        cx.no_effect("max_stream_duration", &options.max_stream_duration, meaning);
+        Ok(options)
     })?;
-    let http1: Http1Options = cx.at("http_protocol_options", |cx| http1(parts.h1, cx))?;
-    let http2: Http2Options = cx.at("http2_protocol_options", |cx| http2(parts.h2, cx))?;
-    cx.no_effect(
-        "common_http_protocol_options.max_stream_duration",
-        &common.max_stream_duration,
-        "it holds where a route or a connection manager sets it",
-    );
-    cx.no_effect("http_protocol_options.accept_http_10", &http1.accept_http_10, FOR_LISTENERS);
-    cx.no_effect("http_protocol_options.default_host_for_http_10", &http1.default_host_for_http_10, FOR_LISTENERS);
-    cx.no_effect("http2_protocol_options.allow_connect", &http2.allow_connect, FOR_LISTENERS);
-    cx.no_effect(
-        "http_protocol_options.enable_trailers",
-        &http1.enable_trailers,
-        "trailers are passed on where the connection manager enables them",
-    );
+    let http1: Http1Options = cx.at(&format!("{}http_protocol_options", parts.within), |cx| {
+        let options = http1(parts.h1, cx)?;
+        cx.no_effect("accept_http_10", &options.accept_http_10, FOR_LISTENERS);
+        cx.no_effect("default_host_for_http_10", &options.default_host_for_http_10, FOR_LISTENERS);
+        let meaning = "trailers are passed on where the connection manager enables them";
+        cx.no_effect("enable_trailers", &options.enable_trailers, meaning);
+        Ok(options)
+    })?;
+    let http2: Http2Options = cx.at(&format!("{}http2_protocol_options", parts.within), |cx| {
+        let options = http2(parts.h2, cx)?;
+        cx.no_effect("allow_connect", &options.allow_connect, FOR_LISTENERS);
+        Ok(options)
+    })?;
     Ok(UpstreamHttp {
         protocol,
         http1,

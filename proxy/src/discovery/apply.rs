@@ -169,7 +169,9 @@ impl Task {
             self.note_resource(stream, type_url, &name, version, outcome.as_ref().ok(), began);
             match outcome {
                 Ok(Taken::Held) => {
-                    self.ledger.borrow_mut().accepted(type_url, &name, &own_version, bytes);
+                    let mut ledger = self.ledger.borrow_mut();
+                    ledger.accepted(type_url, &name, &own_version, bytes);
+                    ledger.warned(type_url, &name, &self.noticed);
                 }
                 Ok(Taken::Unchanged | Taken::Unwanted) => {}
                 Err(error) => {
@@ -188,9 +190,7 @@ impl Task {
     fn runs(&self, type_url: &TypeUrl, name: &str, bytes: &[u8]) -> bool {
         let ledger = self.ledger.borrow();
         ledger.get(type_url, name).is_some_and(|record| {
-            !record.is_static
-                && record.state() == State::Running
-                && record.running.as_ref().is_some_and(|r| r.bytes == bytes)
+            !record.is_static && record.is_good() && record.held().is_some_and(|held| held.bytes == bytes)
         })
     }
 
@@ -259,12 +259,9 @@ impl Task {
         let resource = config::decode(type_url.as_str(), bytes, &mut self.context);
         let notices = std::mem::take(&mut self.context.notices);
         let unknown = notices.unknown.into_iter().map(|path| format!("{path}: is an unknown field"));
-        let lines: Vec<String> =
-            notices.warnings.into_iter().map(|(path, meaning)| format!("{path}: {meaning}")).chain(unknown).collect();
-        if resource.is_ok() {
-            self.ledger.borrow_mut().warned(type_url, name, &lines);
-        }
-        for line in lines {
+        let warnings = notices.warnings.into_iter().map(|(path, meaning)| format!("{path}: {meaning}"));
+        self.noticed = warnings.chain(unknown).collect();
+        for line in &self.noticed {
             if self.warned.len() < MAX_WARNED && self.warned.insert(line.clone()) {
                 tracing::warn!("{} {name}: {line}", short_name(type_url));
             }
@@ -316,7 +313,7 @@ impl Task {
         let type_url = type_of(kind);
         let known = self.ledger.borrow().get(&type_url, &key.name).and_then(|r| r.running.clone());
         if let Some(running) = known
-            && let Err(error) = self.take(stream, &type_url, &key.name, &running.bytes, &running.version.into())
+            && let Err(error) = self.take(stream, &type_url, &key.name, &running.bytes, &running.version)
         {
             tracing::warn!("{} {}: {error}", short_name(&type_url), key.name);
         }
@@ -358,10 +355,10 @@ impl Task {
                 tracing::error!("{what} {name} was removed by {stream} and is still in use: the last one stays");
             }
         }
+        self.ledger.borrow_mut().does_not_exist(type_url, name);
         for key in &interest.keys {
             self.give_up(kind, key);
         }
-        self.ledger.borrow_mut().removed(type_url, name);
     }
 }
 

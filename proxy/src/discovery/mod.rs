@@ -10,7 +10,7 @@ mod pending;
 mod stats;
 mod streams;
 
-pub use dump::StaticConfig;
+pub use dump::{Parts as DumpParts, StaticConfig};
 pub use ledger::{Ledger, Record, State};
 
 use crate::config::Context;
@@ -94,6 +94,7 @@ impl Discovery {
             whole: Vec::new(),
             connected: HashSet::new(),
             warned: HashSet::new(),
+            noticed: Vec::new(),
             late: late_tx,
             listeners_started: false,
             cold_clusters: Pending::default(),
@@ -169,6 +170,8 @@ struct Task {
     connected: HashSet<StreamId>,
     /// Warnings already logged: one line per distinct warning.
     warned: HashSet<String>,
+    /// Fields without effect of the resource that was converted last.
+    noticed: Vec<String>,
     late: mpsc::UnboundedSender<Late>,
     /// The first clusters are warm and listeners were asked for.
     listeners_started: bool,

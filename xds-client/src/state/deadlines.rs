@@ -20,10 +20,6 @@ impl Deadlines {
         self.of.get(&index).is_some_and(|names| names.contains_key(name))
     }
 
-    pub fn any(&self, index: usize) -> bool {
-        self.of.contains_key(&index)
-    }
-
     pub fn set(&mut self, index: usize, name: &str, at: Instant) {
         self.take(index, name);
         self.of.entry(index).or_default().insert(name.to_string(), at);

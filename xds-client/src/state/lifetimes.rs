@@ -96,6 +96,35 @@ fn what_is_being_replaced_does_not_expire_and_what_is_refused_goes_on_as_it_was(
 }
 
 #[test]
+fn a_successor_without_a_time_to_live_may_follow_before_its_predecessor_is_applied() {
+    for mode in [Mode::Delta, Mode::Sotw] {
+        let mut t = Talk::new(mode);
+        t.subscribe(&EDS, &["a"]);
+        t.said();
+        let (first, _) = t.resources(&EDS, "1", "n1", vec![with_ttl("a", "1", 10)]);
+        let (second, _) = t.resources(&EDS, "2", "n2", vec![with_ttl("a", "2", 0)]);
+        t.ack(first);
+        t.ack(second);
+        assert_eq!(expired_after(&mut t, 100), [""; 0], "{mode:?}");
+    }
+}
+
+#[test]
+fn a_refused_successor_of_what_is_no_longer_wanted_brings_nothing_back() {
+    for mode in [Mode::Delta, Mode::Sotw] {
+        let mut t = Talk::new(mode);
+        t.subscribe(&EDS, &["a"]);
+        t.said();
+        let (first, _) = t.resources(&EDS, "1", "n1", vec![with_ttl("a", "1", 10)]);
+        t.ack(first);
+        let (second, _) = t.resources(&EDS, "2", "n2", vec![with_ttl("a", "2", 10)]);
+        t.unsubscribe(&EDS, &["a"]);
+        t.nack(second, &[]);
+        assert_eq!(expired_after(&mut t, 100), [""; 0], "{mode:?}");
+    }
+}
+
+#[test]
 fn what_is_gone_otherwise_does_not_expire() {
     let mut t = Talk::new(Mode::Delta);
     t.subscribe(&EDS, &["a", "b"]);

@@ -25,6 +25,9 @@ pub(super) struct TypeState {
     pub owed: usize,
     /// Requests of this type that wait for someone to say go on.
     pub paused: usize,
+    /// Resources of this type had a time to live. From then on it is known of every response what it brought: one without
+    /// may follow on one with, before that is applied.
+    pub timed: bool,
     /// Delta: versions of what the consumer took.
     pub held: HashMap<String, String>,
     /// Delta: other names of what is held, where there are any.
@@ -65,6 +68,7 @@ impl TypeState {
             queued: false,
             owed: 0,
             paused: 0,
+            timed: false,
             held: HashMap::new(),
             aliases: HashMap::new(),
             taken: Said::default(),

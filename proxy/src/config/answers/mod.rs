@@ -4,6 +4,8 @@
 //! without effect) or `reject` (refused, with the reason). One walk over the wire bytes says all that the table has to
 //! say; conversion adds only what depends on values. Tests hold the table against the descriptors and the conversion.
 
+#[cfg(test)]
+mod support;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,14 @@ use xds_protos::table::{Field, FieldType, Message, Special, kind};
 /// The files, in the order of the support page: subject and text.
 pub(super) const SUBJECTS: &[(&str, &str)] = &[
     ("Bootstrap", include_str!("bootstrap.txt")),
+    ("Listeners", include_str!("listener.txt")),
+    ("Listener filters, UDP and QUIC", include_str!("listener_filters.txt")),
+    ("Network filters", include_str!("network_filters.txt")),
+    ("The HTTP connection manager", include_str!("hcm.txt")),
+    ("HTTP filters", include_str!("http_filters.txt")),
+    ("Routes", include_str!("route.txt")),
+    ("Retries", include_str!("retry.txt")),
+    ("Matchers, fractions and headers", include_str!("matcher.txt")),
     ("Clusters", include_str!("cluster.txt")),
     ("Endpoints", include_str!("endpoint.txt")),
     ("Load balancing", include_str!("load_balancing.txt")),
