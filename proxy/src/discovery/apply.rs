@@ -77,7 +77,7 @@ impl Task {
     fn finish(&mut self, stream: &StreamId, type_url: &TypeUrl, received: Instant, verdict: Verdict) {
         match type_url {
             t if *t == TypeUrl::CLUSTER => {
-                let holds = self.listeners_started && *stream == StreamId::Ads && self.services.clusters.any_warming();
+                let holds = self.listeners_started && *stream == StreamId::Ads && self.services.clusters.is_warming();
                 let held = if holds {
                     Some(verdict)
                 } else {

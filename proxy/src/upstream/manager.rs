@@ -279,7 +279,7 @@ impl ClusterManager {
     }
 
     /// Whether any cluster waits for something.
-    pub fn any_warming(&self) -> bool {
+    pub fn is_warming(&self) -> bool {
         *self.warming.borrow() > 0
     }
 
@@ -313,7 +313,7 @@ impl ClusterManager {
     }
 
     /// Whether a version of this cluster waits for something.
-    pub fn is_warming(&self, name: &str) -> bool {
+    pub fn warms(&self, name: &str) -> bool {
         self.state().clusters.get(name).is_some_and(|entry| entry.warming.is_some())
     }
 

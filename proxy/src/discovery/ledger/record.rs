@@ -115,9 +115,19 @@ impl Record {
         self.rare.as_ref()?.refusal.as_ref()
     }
 
+    /// Whether its last news were good.
+    pub fn is_good(&self) -> bool {
+        !self.missing && self.refusal().is_none()
+    }
+
+    /// The last version that was taken, warm or not.
+    pub fn held(&self) -> Option<&Config> {
+        self.warming().or(self.running.as_ref())
+    }
+
     /// The version that was offered last, whatever became of it.
     pub fn version_offered(&self) -> Option<&Arc<str>> {
-        let taken = || self.warming().or(self.running.as_ref()).map(|config| &config.version);
+        let taken = || self.held().map(|config| &config.version);
         self.refusal().map(|refusal| &refusal.version).or_else(taken)
     }
 
