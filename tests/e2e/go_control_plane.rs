@@ -39,13 +39,13 @@ enum Wire {
     Rest,
 }
 
-const STREAMS: [Mode; 4] = [
+const MODES: [Mode; 5] = [
     Mode { wire: Wire::Sotw, ads: true },
     Mode { wire: Wire::Delta, ads: true },
     Mode { wire: Wire::Sotw, ads: false },
     Mode { wire: Wire::Delta, ads: false },
+    Mode { wire: Wire::Rest, ads: false },
 ];
-const MODES: [Mode; 5] = [STREAMS[0], STREAMS[1], STREAMS[2], STREAMS[3], Mode { wire: Wire::Rest, ads: false }];
 
 /// The static cluster in front of a control plane; a second one has `other`.
 const SERVER: &str = "xds";
@@ -219,7 +219,7 @@ async fn it_becomes_ready_and_serves() {
 
 #[tokio::test]
 async fn snapshots_change_under_load_and_no_request_is_lost() {
-    for mode in STREAMS {
+    for mode in MODES {
         let mut mesh = Mesh::start(mode).await;
         let load = Load::new(mesh.front, 200.0, 4).start();
         eventually("both versions", || async {
@@ -324,7 +324,7 @@ async fn a_control_plane_comes_back_with_other_versions() {
 
 #[tokio::test]
 async fn two_control_planes_disagree_and_each_is_heard_for_its_type() {
-    for mode in STREAMS.into_iter().filter(|mode| !mode.ads) {
+    for mode in MODES.into_iter().filter(|mode| !mode.ads) {
         let (v1, v2) = (Origin::start("v1").unwrap(), Origin::start("v2").unwrap());
         // The one knows `v1` and a listener nobody asks it for; the other, that asks for `v2`, has clusters of its own.
         let other_front = config::listener("else", "127.0.0.1:0".parse().unwrap(), "none", &bad_cluster(v1.address()));
