@@ -146,14 +146,12 @@ impl AdminSource for Source {
     }
 
     fn runtime(&self) -> RuntimeView {
-        let Snapshot { layers, entries } = self.discovery.runtime.snapshot();
+        let Snapshot { layers, entries } = self.bootstrap.runtime.snapshot();
         RuntimeView { layers, entries }
     }
 
-    /// No runtime value changes anything after start: saying so is better than storing what nobody reads.
-    fn modify_runtime(&self, _values: &[(String, String)]) -> Result<(), Refusal> {
-        let message = "runtime values are read at start only; set them in the bootstrap's layered_runtime".into();
-        Err(Refusal { status: 503, message })
+    fn modify_runtime(&self, values: &[(String, String)]) -> Result<(), Refusal> {
+        self.bootstrap.runtime.modify(values).map_err(|e| Refusal { status: 503, message: e.to_string() })
     }
 }
 
