@@ -66,8 +66,8 @@ struct Frame<'a> {
 #[derive(Clone, Copy, PartialEq)]
 enum Part {
     Whole,
+    /// Also a map's key: the generated code does not tell it from the value.
     Element,
-    Key,
 }
 
 #[derive(Default)]
@@ -206,7 +206,7 @@ impl Walk {
         let (key, value) = parts(entry)?;
         if let Some(check) = check {
             let key = key.and_then(|raw| Value::read(key_kind, raw)).unwrap_or(Value::default(key_kind));
-            self.report(frame, Part::Key, check.fault(key));
+            self.report(frame, Part::Element, check.fault(key));
         }
         match (value, frame.rule.kind) {
             (Some(Raw::Bytes(bytes)), kind::MESSAGE) => self.holder(frame, &[bytes]),
@@ -364,7 +364,6 @@ impl Walk {
         let mut place = Place::default();
         place.go(frame, part);
         let field = place.names.pop().unwrap_or_default();
-        let field = if part == Part::Key { format!("key for {field}") } else { field };
         place.key.insert(0, place.roots);
         self.found.push((place.key, Violation { path: place.path, field, reason, outer: place.names }));
     }
