@@ -3,20 +3,18 @@
 use super::access_log::access_logs;
 use super::address::address;
 use super::any;
-use super::cluster::cluster;
+use super::checked::{self, StaticResources};
 use super::context::{Context, Result};
-use super::listener::listener;
 use super::matcher::{string_list, string_match};
 use super::model::{
-    AccessLogConfig, AccessLogFormat, AccessLogSink, AdminConfig, Bootstrap, ClusterConfig, ConfigSource, LogFormat,
-    Node, StatsConfig, StatsMatcher, StringMatch, TagSpecifier,
+    AccessLogConfig, AccessLogFormat, AccessLogSink, AdminConfig, Bootstrap, ConfigSource, LogFormat, Node,
+    StatsConfig, StatsMatcher, StringMatch, TagSpecifier,
 };
 use super::pb::{bootstrap, core, metrics, types};
-use super::secret::secret;
 use super::source::{api_config_source, json_object, optional_source};
 use crate::stats::{check_tag_regex, is_default_tag};
 use serde_json::Value as Json;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use xds_protos::pb::xds::core::v3::ContextParams;
@@ -28,7 +26,12 @@ const STATS_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 const USER_AGENT: &str = "outrigger";
 const API_VERSION: types::SemanticVersion = types::SemanticVersion { major_number: 1, minor_number: 40, patch: 0 };
 
-pub(super) fn bootstrap(message: bootstrap::Bootstrap, cx: &mut Context) -> Result<Bootstrap> {
+/// `resources` is given the static resources that have no problems, whatever becomes of the rest.
+pub(super) fn bootstrap(
+    message: bootstrap::Bootstrap,
+    resources: &mut StaticResources,
+    cx: &mut Context,
+) -> Result<Bootstrap> {
     let bootstrap::Bootstrap {
         node: node_message,
         node_context_params: _,
@@ -79,21 +82,15 @@ pub(super) fn bootstrap(message: bootstrap::Bootstrap, cx: &mut Context) -> Resu
         deferred_stat_options.unwrap_or_default();
     cx.each("stats_sinks", stats_sinks, stats_sink)?;
 
-    let bootstrap::bootstrap::StaticResources { listeners, clusters, secrets } = static_resources.unwrap_or_default();
+    *resources = checked::convert(static_resources.unwrap_or_default(), cx);
     let dynamic = cx.at("dynamic_resources", |cx| dynamic_resources_of(dynamic_resources.unwrap_or_default(), cx))?;
     let local_cluster = local_cluster(cluster_manager.unwrap_or_default());
-    let clusters: Vec<Arc<ClusterConfig>> =
-        cx.at("static_resources", |cx| cx.each("clusters", clusters, |m, cx| cluster(m, cx).map(Arc::new)))?;
-    distinct_clusters(&clusters, cx)?;
-    let listeners =
-        cx.at("static_resources", |cx| cx.each("listeners", listeners, |m, cx| listener(m, cx).map(Arc::new)))?;
-    let secrets = cx.at("static_resources", |cx| cx.each("secrets", secrets, secret))?;
     Ok(Bootstrap {
         node: node(node_message.unwrap_or_default()),
         admin: admin.map(|message| cx.at("admin", |cx| admin_config(message, cx))).transpose()?.flatten(),
-        clusters,
-        listeners,
-        secrets,
+        clusters: resources.clusters.iter().map(|(_, cluster)| cluster.clone()).collect(),
+        listeners: resources.listeners.iter().map(|(_, listener)| listener.clone()).collect(),
+        secrets: resources.secrets.iter().map(|(_, secret)| secret.clone()).collect(),
         ads: dynamic.ads,
         cds: dynamic.cds,
         lds: dynamic.lds,
@@ -105,16 +102,6 @@ pub(super) fn bootstrap(message: bootstrap::Bootstrap, cx: &mut Context) -> Resu
         log_format: log_format(application_log_config, cx)?,
         local_cluster,
     })
-}
-
-fn distinct_clusters(clusters: &[Arc<ClusterConfig>], cx: &Context) -> Result<()> {
-    let mut names = HashSet::new();
-    match clusters.iter().find(|cluster| !names.insert(&cluster.name)) {
-        Some(twin) => {
-            Err(cx.error_at("static_resources.clusters", format!("cluster manager: duplicate cluster '{}'", twin.name)))
-        }
-        None => Ok(()),
-    }
 }
 
 /// The node as it was written, with our own name and the version of the API.

@@ -4,7 +4,7 @@
 
 use super::pending::Verdict;
 use super::streams::StreamId;
-use super::{Task, kind_of, type_of};
+use super::{State, Task, kind_of, type_of};
 use crate::config::{self, ConfigError, Resource};
 use crate::http::RouteTable;
 use crate::slots::{Key, Kind, Want};
@@ -28,6 +28,9 @@ impl Task {
         wants: &mut mpsc::UnboundedReceiver<Want>,
     ) {
         let began = Instant::now();
+        if response.expired {
+            return self.expired(stream, &response.type_url, &response.removed);
+        }
         let Response { type_url, version, kind, resources, removed, control_plane, received, answer, .. } = response;
         let version: Arc<str> = version.into();
         self.note_identifier(stream, &control_plane);
@@ -37,7 +40,9 @@ impl Task {
             ResponseKind::Full if is_whole(&type_url) => {
                 let given: HashSet<&str> = resources.iter().map(|r| r.name.as_str()).collect();
                 let ledger = self.ledger.borrow();
-                let gone = ledger.of(&type_url).filter(|(name, record)| !record.is_static && !given.contains(&***name));
+                let gone = ledger.of(&type_url).filter(|(name, record)| {
+                    !record.is_static && record.state() != State::Draining && !given.contains(&***name)
+                });
                 gone.map(|(name, _)| name.to_string()).collect()
             }
             ResponseKind::Full => Vec::new(),
@@ -71,6 +76,14 @@ impl Task {
             Some((detail, refused.into_iter().map(|(name, _)| name).collect()))
         };
         self.finish(stream, &type_url, received, Verdict { answer, refusal });
+    }
+
+    /// Nobody renewed these in time: to their source they are gone.
+    fn expired(&mut self, stream: &StreamId, type_url: &TypeUrl, names: &[String]) {
+        for name in names {
+            tracing::warn!("{} {name}: its time to live is over", short_name(type_url));
+        }
+        self.remove_all(stream, type_url, names);
     }
 
     /// Answers, at once or when clusters are warm, and sees to it that the time until all is live is recorded.
@@ -159,8 +172,7 @@ impl Task {
                     ledger.accepted(type_url, &name, &own_version, bytes);
                     ledger.warned(type_url, &name, &self.noticed);
                 }
-                Ok(Taken::Unchanged) => self.ledger.borrow_mut().accepted(type_url, &name, &own_version, bytes),
-                Ok(Taken::Unwanted) => {}
+                Ok(Taken::Unchanged | Taken::Unwanted) => {}
                 Err(error) => {
                     let detail = error.to_string();
                     tracing::warn!("{} {name} rejected: {detail}", short_name(type_url));

@@ -243,6 +243,11 @@ impl ClusterManager {
         true
     }
 
+    /// Whether a cluster of this name is live or warming.
+    pub fn has(&self, name: &str) -> bool {
+        self.state().clusters.contains_key(name)
+    }
+
     /// Names of clusters that wait for something.
     pub fn warming(&self) -> Vec<Arc<str>> {
         let state = self.state();

@@ -190,8 +190,12 @@ impl Ledger {
         self.change(type_url, name, |_, record, _| record.timed_out = true);
     }
 
-    /// It was removed. While connections are let go it is listed as draining.
+    /// Its source no longer has it. While connections are let go it is listed as draining; what is still asked for by
+    /// name stays, as something that does not exist.
     pub fn removed(&mut self, type_url: &TypeUrl, name: &str) {
+        if self.get(type_url, name).is_some_and(|record| record.requested.is_some()) {
+            return self.does_not_exist(type_url, name);
+        }
         let mut drains = false;
         self.change(type_url, name, |_, record, (_, draining)| {
             let earlier = record.rare.take().and_then(|rare| rare.draining);
