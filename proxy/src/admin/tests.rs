@@ -422,7 +422,7 @@ async fn http_1_is_told_from_http_2_however_its_first_bytes_come() {
         let (mut client, server) = tokio::io::duplex(3);
         let (seen, ()) = tokio::join!(
             async {
-                let (is, mut stream) = super::preface::is_http2(server).await.unwrap();
+                let (is, mut stream) = preface::is_http2(server).await.unwrap();
                 let mut all = Vec::new();
                 stream.read_to_end(&mut all).await.unwrap();
                 (is, all)

@@ -83,11 +83,11 @@ struct List {
 /// Makes the wire form of one element.
 type Element = Box<dyn FnOnce() -> Vec<u8>>;
 
-/// Makes one section.
-type Make = fn(&Parts<'_>) -> Section;
+/// Gathers a section.
+type Gather = fn(&Parts<'_>) -> Section;
 
 /// The sections that Envoy's page may have, in its order.
-const SECTIONS: [(&str, Make); 7] = [
+const SECTIONS: [(&str, Gather); 7] = [
     ("ClustersConfigDump", sections::clusters),
     ("EcdsConfigDump", sections::ecds),
     ("EndpointsConfigDump", sections::endpoints),

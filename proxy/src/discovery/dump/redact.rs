@@ -32,9 +32,12 @@ impl Walk {
         let mut changed = false;
         each_field(bytes, |number, raw, whole| {
             let Some(field) = message.field_by_number(number) else {
-                // nobody knows whether it is a secret
+                // below a secret, what nobody knows may be one
                 changed |= self.secret;
-                return if self.secret { () } else { out.extend_from_slice(whole) };
+                if !self.secret {
+                    out.extend_from_slice(whole);
+                }
+                return;
             };
             let inside = Walk { secret: self.secret || field.is_sensitive(), depth: self.depth + 1 };
             let is_key = message.is_map_entry() && number == 1;
