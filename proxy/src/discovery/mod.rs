@@ -4,12 +4,14 @@
 //! the streams bring, and of first fetches that took too long; everything else is the managers' own business.
 
 mod apply;
+mod csds;
 mod dump;
 mod ledger;
 mod pending;
 mod stats;
 mod streams;
 
+pub use csds::ClientStatus;
 pub use dump::{Parts as DumpParts, StaticConfig};
 pub use ledger::{Ledger, Record, State};
 
