@@ -13,12 +13,13 @@ struct Expected {
     words: Vec<String>,
 }
 
-/// Reads `# verdict: accepted`, `# outrigger: refuses, because` and `# says: a part of the problem`.
+/// Reads `# verdict: accepted` (or `refused`), `# outrigger: refuses, because` (or `accepts`) and `# says: a part of the
+/// problem`.
 fn expected(text: &str) -> Expected {
     let header = |name: &str| text.lines().filter_map(move |line| line.strip_prefix(name));
     let accepted = match header("# verdict: ").next() {
         Some("accepted") => is_envoy() || header("# outrigger: refuses").next().is_none(),
-        Some("refused") => false,
+        Some("refused") => !is_envoy() && header("# outrigger: accepts").next().is_some(),
         other => panic!("found the verdict {other:?}"),
     };
     Expected { accepted, words: header("# says: ").map(str::to_owned).collect() }
