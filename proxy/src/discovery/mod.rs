@@ -10,7 +10,7 @@ mod pending;
 mod stats;
 mod streams;
 
-pub use dump::StaticConfig;
+pub use dump::{Parts as DumpParts, StaticConfig};
 pub use ledger::{Ledger, Record, State};
 
 use crate::config::Context;
@@ -65,14 +65,16 @@ impl Discovery {
         let (events_tx, events) = mpsc::channel(1);
         let (late_tx, late) = mpsc::unbounded_channel();
         let secrets = parts.bootstrap.secrets.iter().map(|s| (s.name.clone(), s.kind.clone())).collect();
+        let stats = DiscoveryStats::new(&parts.services.registry, parts.bootstrap.ads.is_some());
         let task = Task {
-            stats: DiscoveryStats::new(&parts.services.registry, parts.bootstrap.ads.is_some()),
             streams: Streams::new(
                 parts.services.clone(),
                 parts.bootstrap.clone(),
                 events_tx,
                 parts.reject_unknown_fields,
+                stats.control_plane.as_ref().map(ControlPlaneStats::limits),
             ),
+            stats,
             services: parts.services,
             assignments: parts.assignments,
             listeners: parts.listeners,
@@ -85,6 +87,7 @@ impl Discovery {
             whole: Vec::new(),
             connected: HashSet::new(),
             warned: HashSet::new(),
+            noticed: Vec::new(),
             late: late_tx,
             listeners_started: false,
             cold_clusters: Pending::default(),
@@ -156,6 +159,8 @@ struct Task {
     connected: HashSet<StreamId>,
     /// Warnings already logged: one line per distinct warning.
     warned: HashSet<String>,
+    /// Fields without effect of the resource that was converted last.
+    noticed: Vec<String>,
     late: mpsc::UnboundedSender<Late>,
     /// The first clusters are warm and listeners were asked for.
     listeners_started: bool,
@@ -201,12 +206,12 @@ impl Task {
 
     /// Everything of a type: clusters or listeners.
     fn subscribe_all(&mut self, source: &ConfigSource, type_url: TypeUrl, late: Late) {
-        if let Some(stats) = self.stats.whole(&type_url) {
-            stats.subscribed();
-        }
         match self.streams.client(source, &type_url, None) {
             Ok((stream, client)) => {
                 client.subscribe(&type_url, Subscription::Wildcard);
+                if let Some(stats) = self.stats.whole(&type_url).filter(|_| stream.is_connection()) {
+                    stats.subscribed();
+                }
                 self.whole.push((type_url, stream));
             }
             Err(reason) => tracing::error!("{}: {reason}", type_url.message_name()),
@@ -311,13 +316,13 @@ impl Task {
                 self.ledger.borrow_mut().requested(&type_url, &key.name);
                 if first {
                     interest.stats = subscription_stats(&self.services, kind, &key);
-                    if let Some(stats) = &interest.stats
-                        && stream != StreamId::Ads
-                        && stream.is_connection()
-                    {
-                        // a stream that serves others already
-                        let connected = self.connected.contains(&stream);
-                        stats.control_plane().connected_state.set(u64::from(connected));
+                    if let Some(stats) = interest.stats.as_ref().filter(|_| stream.is_connection()) {
+                        stats.subscribed();
+                        if stream != StreamId::Ads {
+                            // it may serve others already
+                            let connected = self.connected.contains(&stream);
+                            stats.control_plane().connected_state.set(u64::from(connected));
+                        }
                     }
                     client.subscribe(&type_url, Subscription::names([key.name.to_string()]));
                 } else {
@@ -441,7 +446,6 @@ fn subscription_stats(services: &Services, kind: Kind, key: &Key) -> Option<Box<
             SubscriptionStats::of_routes(services.registry.scope(&format!("{prefix}rds.{}.", key.name)))
         }
     };
-    stats.subscribed();
     Some(Box::new(stats))
 }
 

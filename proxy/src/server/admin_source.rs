@@ -5,11 +5,11 @@ use super::memory::Memory;
 use super::state::Lifecycle;
 use crate::admin::{
     AdminSource, ClusterView, ConfigDumpQuery, DrainOptions, EdsHealth, HealthView, HostView, LedgerQuery,
-    ListenerView, MemoryView, Refusal, RuntimeView, ServerInfo, Thresholds,
+    ListenerView, MemoryView, Pieces, Refusal, RuntimeView, ServerInfo, Thresholds,
 };
 use crate::cli::Options;
 use crate::config::model::{self, Address, Bootstrap, HealthStatus};
-use crate::discovery::{Discovery, StaticConfig};
+use crate::discovery::{Discovery, DumpParts, StaticConfig};
 use crate::listener::ListenerManager;
 use crate::services::Services;
 use crate::stats::Registry;
@@ -72,10 +72,16 @@ impl AdminSource for Source {
             .collect()
     }
 
-    fn config_dump(&self, query: &ConfigDumpQuery) -> Result<Value, Refusal> {
+    fn config_dump(&self, query: &ConfigDumpQuery) -> Result<Pieces, Refusal> {
         let mut ledger = self.discovery.ledger.borrow_mut();
         ledger.settle();
-        ledger.dump(&self.static_config, query).map_err(|message| Refusal { status: 400, message })
+        let clusters = if query.include_eds { self.services.clusters.clusters() } else { Vec::new() };
+        let node = &self.bootstrap.node.message;
+        let dump = DumpParts::new(&ledger, &self.static_config, node, &clusters, query).and_then(|p| p.dump(query));
+        match dump {
+            Ok(dump) => Ok(Box::new(dump)),
+            Err(error) => Err(Refusal { status: error.status, message: error.message }),
+        }
     }
 
     fn ledger(&self, query: &LedgerQuery) -> Result<String, Refusal> {
