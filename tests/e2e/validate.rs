@@ -16,7 +16,7 @@ struct Expected {
 /// Reads `# verdict: accepted` (or `refused`), `# outrigger: refuses, because` (or `accepts`) and `# says: a part of the
 /// problem`.
 fn expected(text: &str) -> Expected {
-    let header = |name: &str| text.lines().filter_map(move |line| line.strip_prefix(name));
+    let header = |name: &'static str| text.lines().filter_map(move |line| line.strip_prefix(name));
     let accepted = match header("# verdict: ").next() {
         Some("accepted") => is_envoy() || header("# outrigger: refuses").next().is_none(),
         Some("refused") => !is_envoy() && header("# outrigger: accepts").next().is_some(),
@@ -126,7 +126,10 @@ fn every_problem_is_reported_at_once() {
     );
     assert_eq!(report["problems"][0]["kind"], "syntax");
     assert_eq!(report["problems"][1]["kind"], "rule");
-    assert!(paths(&report, "warnings").contains(&"static_resources.clusters[3].health_checks[0]".to_owned()), "{report}");
+    assert!(
+        paths(&report, "warnings").contains(&"static_resources.clusters[3].health_checks[0]".to_owned()),
+        "{report}"
+    );
 }
 
 #[test]
