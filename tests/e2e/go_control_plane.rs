@@ -3,32 +3,48 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use outrigger_tests::client::{Target, server_identities};
 use outrigger_tests::config::{self, Bootstrap};
 use outrigger_tests::control_plane::{CDS, EDS, LDS, RDS};
 use outrigger_tests::go_control_plane::{Event, GoControlPlane, Options, Snapshot};
 use outrigger_tests::load::Load;
 use outrigger_tests::origin::Origin;
 use outrigger_tests::proxy::Proxy;
+use prost::Message;
 use xds_protos::pb::envoy::config::cluster::v3::Cluster;
-use xds_protos::pb::envoy::config::core::v3::{ConfigSource, api_config_source::ApiType, config_source};
+use xds_protos::pb::envoy::config::core::v3::transport_socket::ConfigType::TypedConfig;
+use xds_protos::pb::envoy::config::core::v3::{
+    ConfigSource, DataSource, api_config_source::ApiType, config_source, data_source,
+};
 use xds_protos::pb::envoy::config::listener::v3::Listener;
 use xds_protos::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+use xds_protos::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+use xds_protos::pb::google::protobuf::Duration as ProtoDuration;
 
 use super::support::*;
 
 /// How resources are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Mode {
-    delta: bool,
+    wire: Wire,
     /// One stream for all types; else one for each.
     ads: bool,
 }
 
-const MODES: [Mode; 4] = [
-    Mode { delta: false, ads: true },
-    Mode { delta: true, ads: true },
-    Mode { delta: false, ads: false },
-    Mode { delta: true, ads: false },
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wire {
+    Sotw,
+    Delta,
+    /// Polls, with JSON.
+    Rest,
+}
+
+const MODES: [Mode; 5] = [
+    Mode { wire: Wire::Sotw, ads: true },
+    Mode { wire: Wire::Delta, ads: true },
+    Mode { wire: Wire::Sotw, ads: false },
+    Mode { wire: Wire::Delta, ads: false },
+    Mode { wire: Wire::Rest, ads: false },
 ];
 
 /// The static cluster in front of a control plane; a second one has `other`.
@@ -37,7 +53,21 @@ const OTHER: &str = "other";
 
 impl Mode {
     fn api_type(self) -> ApiType {
-        if self.delta { ApiType::DeltaGrpc } else { ApiType::Grpc }
+        match self.wire {
+            Wire::Sotw => ApiType::Grpc,
+            Wire::Delta => ApiType::DeltaGrpc,
+            Wire::Rest => ApiType::Rest,
+        }
+    }
+
+    /// Where a control plane serves this.
+    fn address(self, control_plane: &GoControlPlane) -> SocketAddr {
+        if self.wire == Wire::Rest { control_plane.rest() } else { control_plane.grpc() }
+    }
+
+    /// Options of one that comes back on the address of another.
+    fn again(self, control_plane: &GoControlPlane) -> Options {
+        Options { ads: self.ads, grpc: Some(control_plane.grpc()), rest: Some(control_plane.rest()) }
     }
 
     /// Where a resource says that others come from: the aggregated stream, or this server.
@@ -47,6 +77,11 @@ impl Mode {
             _ if self.ads => config::ads(),
             Some(config_source::ConfigSourceSpecifier::ApiConfigSource(api)) => {
                 api.api_type = self.api_type().into();
+                if self.wire == Wire::Rest {
+                    api.grpc_services.clear();
+                    api.cluster_names = vec![server.to_owned()];
+                    api.refresh_delay = Some(ProtoDuration { seconds: 0, nanos: 50_000_000 });
+                }
                 source
             }
             _ => source,
@@ -68,26 +103,30 @@ impl Mode {
         config::http_listener("front", SocketAddr::from(([127, 0, 0, 1], 0)), &manager)
     }
 
+    /// The same as [`Mode::source`], for a bootstrap.
+    fn source_yaml(self, server: &str) -> String {
+        let from =
+            if self.ads { "ads: {}".to_owned() } else { format!("api_config_source: {{ {} }}", self.api(server)) };
+        format!("{{ {from}, initial_fetch_timeout: 0s, resource_api_version: V3 }}")
+    }
+
+    /// The fields of an `ApiConfigSource`.
+    fn api(self, server: &str) -> String {
+        let from = match self.wire {
+            Wire::Rest => format!("cluster_names: [{server}], refresh_delay: 0.05s"),
+            _ => format!("grpc_services: [{{ envoy_grpc: {{ cluster_name: {server} }} }}]"),
+        };
+        let api = self.api_type().as_str_name();
+        format!("api_type: {api}, transport_api_version: V3, set_node_on_first_message_only: true, {from}")
+    }
+
     /// A bootstrap that asks `clusters` for clusters and `listeners` for listeners.
     fn bootstrap(self, clusters: SocketAddr, listeners: SocketAddr) -> String {
-        let api = self.api_type().as_str_name();
-        let from = |cluster: &str| {
-            format!(
-                "api_type: {api}, transport_api_version: V3, set_node_on_first_message_only: true, \
-                 grpc_services: [{{ envoy_grpc: {{ cluster_name: {cluster} }} }}]"
-            )
-        };
-        let dynamic = if self.ads {
-            let source = "{ ads: {}, initial_fetch_timeout: 0s, resource_api_version: V3 }";
-            format!("  ads_config: {{ {} }}\n  cds_config: {source}\n  lds_config: {source}\n", from(SERVER))
-        } else {
-            let source = |cluster| {
-                let from = from(cluster);
-                format!("{{ api_config_source: {{ {from} }}, initial_fetch_timeout: 0s, resource_api_version: V3 }}")
-            };
-            format!("  cds_config: {}\n  lds_config: {}\n", source(SERVER), source(OTHER))
-        };
-        let servers = cluster(SERVER, &[clusters], HTTP2) + &cluster(OTHER, &[listeners], HTTP2);
+        let ads = if self.ads { format!("  ads_config: {{ {} }}\n", self.api(SERVER)) } else { String::new() };
+        let (cds, lds) = (self.source_yaml(SERVER), self.source_yaml(OTHER));
+        let dynamic = format!("{ads}  cds_config: {cds}\n  lds_config: {lds}\n");
+        let protocol = if self.wire == Wire::Rest { "" } else { HTTP2 };
+        let servers = cluster(SERVER, &[clusters], protocol) + &cluster(OTHER, &[listeners], protocol);
         let bootstrap = Bootstrap { node_id: "n1", static_clusters: &servers, ..Bootstrap::default() };
         format!("dynamic_resources:\n{dynamic}{}", bootstrap.yaml())
     }
@@ -109,7 +148,7 @@ impl Mesh {
         let first = snapshot(mode, "1", &v1, &v2, (90, 10));
         let options = Options { ads: mode.ads, ..Options::default() };
         let control_plane = GoControlPlane::start(options, &first).await.unwrap();
-        let proxy = start_yaml(&mode.bootstrap(control_plane.grpc(), control_plane.grpc())).await;
+        let proxy = start_yaml(&mode.bootstrap(mode.address(&control_plane), mode.address(&control_plane))).await;
         let front = address(&proxy, "front").await;
         Self { mode, control_plane, proxy, front, v1, v2 }
     }
@@ -135,18 +174,18 @@ impl Mesh {
     }
 }
 
-fn base(mode: Mode, version: &str, v1: &Origin, v2: &Origin) -> Snapshot {
+fn base(mode: Mode, version: &str, v1: SocketAddr, v2: SocketAddr) -> Snapshot {
     Snapshot::new(version)
         .with(&mode.cluster("v1"))
         .with(&mode.cluster("v2"))
-        .with(&config::endpoints("v1", &[v1.address()]))
-        .with(&config::endpoints("v2", &[v2.address()]))
+        .with(&config::endpoints("v1", &[v1]))
+        .with(&config::endpoints("v2", &[v2]))
         .with(&mode.front(SERVER))
 }
 
 fn snapshot(mode: Mode, version: &str, v1: &Origin, v2: &Origin, weights: (u32, u32)) -> Snapshot {
     let route = config::weighted_route("/", &[("v1", weights.0), ("v2", weights.1)]);
-    base(mode, version, v1, v2).with(&config::route_config("routes", vec![route]))
+    base(mode, version, v1.address(), v2.address()).with(&config::route_config("routes", vec![route]))
 }
 
 #[tokio::test]
@@ -155,17 +194,24 @@ async fn it_becomes_ready_and_serves() {
         let mesh = Mesh::start(mode).await;
         let mut client = Client::plain(mesh.front, false).await;
         assert_eq!(client.get("a", "/").await.status, 200, "{mode:?}");
-        let acknowledged = |type_url| move |event: &Event| event.type_url == type_url && event.is_ack();
+        let acknowledged = |type_url| {
+            move |event: &Event| {
+                // A poll that says which version it has accepts that.
+                event.type_url == type_url && (event.is_ack() || (event.event == "fetch" && event.version == "1"))
+            }
+        };
         for type_url in [CDS, LDS, RDS] {
             mesh.control_plane.wait_for("an ACK", acknowledged(type_url)).await.unwrap();
         }
         let events = mesh.control_plane.events();
         let streams: Vec<_> = events.iter().filter(|e| e.event == "open").map(|e| (e.delta, &*e.type_url)).collect();
-        assert!(streams.iter().all(|(delta, _)| *delta == mode.delta), "{mode:?}: {streams:?}");
+        assert!(streams.iter().all(|(delta, _)| *delta == (mode.wire == Wire::Delta)), "{mode:?}: {streams:?}");
         let aggregated = streams.iter().any(|(_, type_url)| type_url.is_empty());
         assert_eq!(aggregated, mode.ads, "{mode:?}: {streams:?}");
+        assert_eq!(streams.is_empty(), mode.wire == Wire::Rest, "{mode:?}: {streams:?}");
         let mut seen = std::collections::BTreeSet::new();
-        let first = events.iter().filter(|e| e.event == "request" && seen.insert(e.stream));
+        let requests = events.iter().filter(|e| e.event == "request" || e.event == "fetch");
+        let first = requests.filter(|e| e.stream == 0 || seen.insert(e.stream));
         assert!(first.into_iter().all(|e| e.node == "n1"), "{mode:?}: {events:?}");
         assert!(mesh.control_plane.nacks().is_empty(), "{mode:?}");
     }
@@ -200,7 +246,7 @@ async fn snapshots_change_under_load_and_no_request_is_lost() {
             |snapshot: Snapshot| snapshot.with(&mode.cluster("v3")).with(&config::endpoints("v3", &[v3.address()]));
         mesh.control_plane.set(&with_v3(mesh.snapshot("6", (0, 100)))).await.unwrap();
         at_least(&mesh.proxy, "cluster.v3.membership_healthy", 1).await;
-        let both = with_v3(base(mode, "7", &mesh.v1, &mesh.v2)).with(&to_v3);
+        let both = with_v3(base(mode, "7", mesh.v1.address(), mesh.v2.address())).with(&to_v3);
         mesh.control_plane.set(&both).await.unwrap();
         eventually("the new cluster", || async { load.so_far().answered_by("v3") > 20 }).await;
         let alone = with_v3(Snapshot::new("8").with(&mode.front(SERVER)).with(&to_v3));
@@ -242,7 +288,10 @@ async fn a_bad_snapshot_is_refused_by_name_and_the_last_good_one_serves_on() {
         let refusal = |type_url: &'static str, words: &'static str| {
             move |event: &Event| event.type_url == type_url && event.error.contains(words)
         };
-        mesh.control_plane.wait_for("a NACK of the cluster", refusal(CDS, "bad-cluster")).await.unwrap();
+        // Polls cannot say no.
+        if mode.wire != Wire::Rest {
+            mesh.control_plane.wait_for("a NACK of the cluster", refusal(CDS, "bad-cluster")).await.unwrap();
+        }
         at_least(&mesh.proxy, "cluster_manager.cds.update_rejected", 1).await;
         assert_eq!(mesh.get("/").await.status, 200, "{mode:?}");
 
@@ -258,15 +307,14 @@ async fn a_bad_snapshot_is_refused_by_name_and_the_last_good_one_serves_on() {
 async fn a_control_plane_comes_back_with_other_versions() {
     for mode in MODES {
         let mut mesh = Mesh::start(mode).await;
-        let at = mesh.control_plane.grpc();
         let load = Load::new(mesh.front, 100.0, 2).start();
         mesh.control_plane.set(&mesh.snapshot("7", (100, 0))).await.unwrap();
         mesh.all_from("v1").await;
         // A new process, whose versions begin at 1 again: what the proxy says it holds means nothing to it.
         mesh.control_plane.kill().unwrap();
         assert_eq!(mesh.get("/").await.origin_version(), "v1", "{mode:?}: the last good one serves on");
-        let options = Options { ads: mode.ads, grpc: Some(at), rest: None };
-        mesh.control_plane = GoControlPlane::start(options, &mesh.snapshot("1", (0, 100))).await.unwrap();
+        mesh.control_plane =
+            GoControlPlane::start(mode.again(&mesh.control_plane), &mesh.snapshot("1", (0, 100))).await.unwrap();
         mesh.all_from("v2").await;
         let report = load.stop().await;
         assert_eq!(report.failed(), 0, "{mode:?}: {:?}", report.outcomes());
@@ -294,7 +342,7 @@ async fn two_control_planes_disagree_and_each_is_heard_for_its_type() {
             .with(&config::endpoints("v1", &[dead_address()]));
         let mut one = GoControlPlane::start(Options::default(), &clusters("1", &["v1"])).await.unwrap();
         let other = GoControlPlane::start(Options::default(), &listeners).await.unwrap();
-        let proxy = start_yaml(&mode.bootstrap(one.grpc(), other.grpc())).await;
+        let proxy = start_yaml(&mode.bootstrap(mode.address(&one), mode.address(&other))).await;
         let front = address(&proxy, "front").await;
         let get = |path: &'static str| async move { Client::plain(front, false).await.get("a", path).await };
         assert_eq!(get("/").await.origin_version(), "v1", "{mode:?}");
@@ -309,9 +357,89 @@ async fn two_control_planes_disagree_and_each_is_heard_for_its_type() {
         let report = load.stop().await;
         assert_eq!(report.failed(), 0, "{mode:?}: {:?}", report.outcomes());
         for (who, type_urls) in [(&one, [LDS, RDS]), (&other, [CDS, EDS])] {
-            let asked = who.events().into_iter().filter(|e| e.event == "request" && type_urls.contains(&&*e.type_url));
+            let requests = who.events().into_iter().filter(|e| e.event == "request" || e.event == "fetch");
+            let asked = requests.filter(|e| type_urls.contains(&&*e.type_url));
             assert_eq!(asked.collect::<Vec<_>>(), [], "{mode:?}");
             assert!(who.nacks().is_empty(), "{mode:?}: {:?}", who.nacks());
         }
+    }
+}
+
+/// Has the certificates and trust bundle of a listener come from where the mode says.
+fn with_secrets(mode: Mode, mut listener: Listener) -> Listener {
+    listener = config::with_istio_strict(listener, SERVER, "spiffe://cluster.local/");
+    for chain in &mut listener.filter_chains {
+        let Some(TypedConfig(packed)) = chain.transport_socket.as_mut().and_then(|s| s.config_type.as_mut()) else {
+            continue;
+        };
+        let mut context = tls::DownstreamTlsContext::decode(&*packed.value).unwrap();
+        let common = context.common_tls_context.get_or_insert_default();
+        let certificates = common.tls_certificate_sds_secret_configs.iter_mut();
+        let bundle = match &mut common.validation_context_type {
+            Some(tls::common_tls_context::ValidationContextType::CombinedValidationContext(combined)) => {
+                combined.validation_context_sds_secret_config.as_mut()
+            }
+            _ => None,
+        };
+        certificates.chain(bundle).for_each(|secret| secret.sds_config = Some(mode.source(SERVER)));
+        packed.value = context.encode_to_vec();
+    }
+    listener
+}
+
+fn text(text: &str) -> Option<DataSource> {
+    let specifier = Some(data_source::Specifier::InlineString(text.to_owned()));
+    Some(DataSource { specifier, ..DataSource::default() })
+}
+
+fn identity(svid: &certs::Svid) -> tls::Secret {
+    let certificate = tls::TlsCertificate {
+        certificate_chain: text(&svid.chain_pem),
+        private_key: text(&svid.key_pem),
+        ..tls::TlsCertificate::default()
+    };
+    tls::Secret { name: certs::IDENTITY.to_owned(), r#type: Some(tls::secret::Type::TlsCertificate(certificate)) }
+}
+
+fn bundle(keys: &Keys) -> tls::Secret {
+    let context = tls::CertificateValidationContext {
+        trusted_ca: text(keys.authority.bundle_pem()),
+        ..tls::CertificateValidationContext::default()
+    };
+    tls::Secret { name: certs::BUNDLE.to_owned(), r#type: Some(tls::secret::Type::ValidationContext(context)) }
+}
+
+#[tokio::test]
+async fn secrets_rotate_and_no_connection_is_lost() {
+    for mode in MODES {
+        let (keys, origin) = (Keys::new(), Origin::start("v1").unwrap());
+        let route = config::route_config("routes", vec![config::route_to("/", "v1")]);
+        let with = |version: &str, svid: &certs::Svid| {
+            Snapshot::new(version)
+                .with(&mode.cluster("v1"))
+                .with(&config::endpoints("v1", &[origin.address()]))
+                .with(&with_secrets(mode, mode.front(SERVER)))
+                .with(&route)
+                .with(&identity(svid))
+                .with(&bundle(&keys))
+        };
+        let options = Options { ads: mode.ads, ..Options::default() };
+        let mut control_plane = GoControlPlane::start(options, &with("1", &keys.server)).await.unwrap();
+        let proxy = start_yaml(&mode.bootstrap(mode.address(&control_plane), mode.address(&control_plane))).await;
+        let front = address(&proxy, "front").await;
+        let mut old = Client::connect(&Target::tls(front, keys.client_tls(&["h2"])), true).await;
+        assert_eq!(old.get("a", "/").await.status, 200, "{mode:?}");
+        let load = Load::new(Target::tls(front, keys.client_tls(&["http/1.1"])), 100.0, 2).start();
+        let next = "spiffe://cluster.local/ns/default/sa/rotated";
+        let rotated = keys.authority.issue(&next.parse().unwrap(), HOUR, &[]).unwrap();
+        control_plane.set(&with("2", &rotated)).await.unwrap();
+        eventually(&format!("the new certificate, {mode:?}"), || async {
+            server_identities(front, &keys.client_tls(&["h2"])).await.unwrap() == [next]
+        })
+        .await;
+        assert!(old.is_open() && old.get("a", "/").await.status == 200, "{mode:?}");
+        let report = load.stop().await;
+        assert_eq!(report.failed(), 0, "{mode:?}: {:?}", report.outcomes());
+        assert!(control_plane.nacks().is_empty(), "{mode:?}: {:?}", control_plane.nacks());
     }
 }

@@ -207,7 +207,6 @@ func run() error {
 
 	out := &lines{out: json.NewEncoder(os.Stdout)}
 	snapshots := cache.NewSnapshotCache(*ads, anyNode{}, log.LoggerFuncs{
-		WarnFunc:  func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) },
 		ErrorFunc: func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) },
 	})
 	input := bufio.NewScanner(os.Stdin)

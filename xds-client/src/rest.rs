@@ -82,7 +82,7 @@ pub(crate) async fn run(
     shared: Arc<Shared>,
     events: mpsc::Sender<Event>,
 ) {
-    let poller = Poller { options, connector, shared, reporter: Reporter::new(events) };
+    let poller = Poller { options, connector, shared, reporter: Reporter::new(events), answered: Vec::new() };
     // It only ends when nobody is there to be told.
     _ = poller.run().await;
 }
@@ -92,6 +92,8 @@ struct Poller {
     connector: Arc<dyn Connect>,
     shared: Arc<Shared>,
     reporter: Reporter,
+    /// The names that the last response was an answer to, sorted; none for all there are.
+    answered: Vec<String>,
 }
 
 impl Poller {
@@ -101,11 +103,19 @@ impl Poller {
             _ = self.shared.wanted.notified().now_or_never();
             let stream = self.shared.machine().open();
             let next = self.shared.machine().next_request(stream);
-            let Next::Send(request) = next else {
+            let Next::Send(mut request) = next else {
                 self.shared.close();
                 self.shared.wanted.notified().await;
                 continue;
             };
+            // A server knows nothing of the poll before: one that has nothing newer than the version we hold answers
+            // "not modified", also for names that we hold nothing of.
+            let mut names = request.names.clone();
+            names.sort_unstable();
+            let more = names.is_empty() && !self.answered.is_empty();
+            if more || names.iter().any(|name| self.answered.binary_search(name).is_err()) {
+                request.version.clear();
+            }
             let timeout = self.options.request_timeout;
             let outcome = match tokio::time::timeout(timeout, self.poll(request)).await {
                 Ok(outcome) => outcome,
@@ -116,6 +126,7 @@ impl Poller {
                 Ok(incoming) => {
                     self.reporter.good().await?;
                     if let Some(incoming) = incoming {
+                        self.answered = names;
                         let room = self.reporter.events.reserve().await.map_err(|_| Gone)?;
                         if let Some(event) = self.shared.received(incoming) {
                             room.send(event);

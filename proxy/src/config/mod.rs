@@ -58,6 +58,7 @@ pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 pub const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 pub const ROUTE: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
 pub const ASSIGNMENT: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+pub const RUNTIME: &str = "type.googleapis.com/envoy.service.runtime.v3.Runtime";
 pub const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 
 /// A resource of a control plane, checked.
@@ -68,6 +69,11 @@ pub enum Resource {
     Route(Arc<RouteConfig>),
     Assignment(Arc<LoadAssignment>),
     Secret(Arc<SecretConfig>),
+    /// The values of an RTDS layer.
+    Runtime {
+        name: Arc<str>,
+        values: crate::runtime::Values,
+    },
 }
 
 impl Resource {
@@ -79,6 +85,7 @@ impl Resource {
             Resource::Route(route) => &route.name,
             Resource::Assignment(assignment) => &assignment.cluster_name,
             Resource::Secret(secret) => &secret.name,
+            Resource::Runtime { name, .. } => name,
         }
     }
 }
@@ -101,14 +108,16 @@ pub fn decode(type_url: &str, bytes: &[u8], cx: &mut Context) -> Result<Resource
         ROUTE => route(any::decode(bytes, cx)?, cx).map(|r| Resource::Route(Arc::new(r))),
         ASSIGNMENT => assignment(any::decode(bytes, cx)?, cx).map(|a| Resource::Assignment(Arc::new(a))),
         SECRET => secret(any::decode(bytes, cx)?, cx).map(|s| Resource::Secret(Arc::new(s))),
+        RUNTIME => bootstrap::runtime_layer(any::decode(bytes, cx)?, cx),
         other => Err(cx.error(format!(
-            "found a resource of type {:?}, expected {}, {}, {}, {} or {}",
+            "found a resource of type {:?}, expected {}, {}, {}, {}, {} or {}",
             any::type_name(other),
             pb::cluster::Cluster::full_name(),
             pb::listener::Listener::full_name(),
             pb::route::RouteConfiguration::full_name(),
             pb::endpoint::ClusterLoadAssignment::full_name(),
             pb::tls::Secret::full_name(),
+            pb::runtime::Runtime::full_name(),
         ))),
     }
 }

@@ -727,7 +727,8 @@ fn unknown_types_and_garbage_are_named() {
         decode("type.googleapis.com/istio.workload.Workload", &[], &mut cx).unwrap_err().to_string(),
         "found a resource of type \"istio.workload.Workload\", expected envoy.config.cluster.v3.Cluster, \
          envoy.config.listener.v3.Listener, envoy.config.route.v3.RouteConfiguration, \
-         envoy.config.endpoint.v3.ClusterLoadAssignment or envoy.extensions.transport_sockets.tls.v3.Secret"
+         envoy.config.endpoint.v3.ClusterLoadAssignment, envoy.extensions.transport_sockets.tls.v3.Secret \
+         or envoy.service.runtime.v3.Runtime"
     );
     let error = decode(CLUSTER, &[0xff; 7], &mut cx).unwrap_err().to_string();
     assert!(error.starts_with("found bytes that do not decode as envoy.config.cluster.v3.Cluster: "), "{error}");

@@ -7,6 +7,7 @@ use super::streams::StreamId;
 use super::{State, Task, kind_of, type_of};
 use crate::config::{self, ConfigError, Resource};
 use crate::http::RouteTable;
+use crate::runtime::Values;
 use crate::slots::{Key, Kind, Want};
 use crate::upstream::AssignmentFailure;
 use bytes::Bytes;
@@ -279,6 +280,15 @@ impl Task {
                 task.assignments.fill_version(key, assignment.clone(), version.clone());
                 Ok(())
             }),
+            Resource::Runtime { name, values } => {
+                let wanted = self.bootstrap.rtds.iter().any(|(known, _)| *known == name);
+                if !wanted {
+                    return Ok(Taken::Unwanted);
+                }
+                self.set_layer(&name, &values);
+                self.layer_answered(&name);
+                Ok(Taken::Held)
+            }
             Resource::Secret(secret) => self
                 .fill(stream, Kind::Secret, name, |task, key| task.services.secrets.update(key, secret.kind.clone())),
         }
@@ -326,6 +336,9 @@ impl Task {
                 self.services.clusters.remove(name);
             } else if *type_url == TypeUrl::LISTENER {
                 self.listeners.remove(name);
+            } else if *type_url == TypeUrl::RUNTIME {
+                self.set_layer(name, &Values::new());
+                self.layer_answered(name);
             }
             return self.ledger.borrow_mut().removed(type_url, name);
         };
@@ -371,6 +384,7 @@ fn short_name(type_url: &TypeUrl) -> &str {
         t if *t == TypeUrl::ROUTE => "route configuration",
         t if *t == TypeUrl::ENDPOINT => "cluster load assignment",
         t if *t == TypeUrl::SECRET => "secret",
+        t if *t == TypeUrl::RUNTIME => "runtime layer",
         t => t.message_name(),
     }
 }

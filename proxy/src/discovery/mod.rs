@@ -16,6 +16,7 @@ pub use ledger::{Ledger, Record, State};
 use crate::config::Context;
 use crate::config::model::{Bootstrap, ConfigSource, LoadAssignment, SecretKind};
 use crate::listener::ListenerManager;
+use crate::runtime::{Runtime, Values};
 use crate::services::Services;
 use crate::slots::{Key, Kind, Store, Want};
 use crate::upstream::AssignmentFailure;
@@ -44,6 +45,7 @@ pub struct Parts {
 
 /// The rest of the server's view of the discovery task.
 pub struct Discovery {
+    pub runtime: Arc<Runtime>,
     pub ledger: Rc<RefCell<Ledger>>,
     ledger_stats: RefCell<LedgerStats>,
     start_listeners: watch::Sender<bool>,
@@ -65,8 +67,13 @@ impl Discovery {
         let (events_tx, events) = mpsc::channel(1);
         let (late_tx, late) = mpsc::unbounded_channel();
         let secrets = parts.bootstrap.secrets.iter().map(|s| (s.name.clone(), s.kind.clone())).collect();
+        let runtime = Arc::new(Runtime::new(parts.bootstrap.runtime_layers.clone()));
+        runtime.count_in(&parts.services.registry);
+        let awaited_layers = parts.bootstrap.rtds.iter().map(|(name, _)| name.clone()).collect();
         let stats = DiscoveryStats::new(&parts.services.registry, parts.bootstrap.ads.is_some());
         let task = Task {
+            runtime: runtime.clone(),
+            awaited_layers,
             streams: Streams::new(
                 parts.services.clone(),
                 parts.bootstrap.clone(),
@@ -96,7 +103,7 @@ impl Discovery {
             listeners_answered: listeners_tx,
         };
         tokio::task::spawn_local(task.run(parts.wants, events, late, start_listeners_rx));
-        Rc::new(Discovery { ledger, ledger_stats, start_listeners, clusters_answered, listeners_answered })
+        Rc::new(Discovery { runtime, ledger, ledger_stats, start_listeners, clusters_answered, listeners_answered })
     }
 
     /// Brings the gauges of the ledger up to date; called before they are read.
@@ -127,6 +134,7 @@ impl Discovery {
 enum Late {
     Clusters,
     Listeners,
+    Layer(Arc<str>),
     Resource(Kind, Key),
 }
 
@@ -148,6 +156,9 @@ struct Task {
     bootstrap: Arc<Bootstrap>,
     /// Kept from one resource to the next: it knows the runtime values.
     context: Context,
+    runtime: Arc<Runtime>,
+    /// Runtime layers without a first answer: clusters are asked for when there are none.
+    awaited_layers: HashSet<Arc<str>>,
     reject_unknown_fields: bool,
     streams: Streams,
     ledger: Rc<RefCell<Ledger>>,
@@ -179,8 +190,9 @@ impl Task {
         mut late: mpsc::UnboundedReceiver<Late>,
         mut start_listeners: watch::Receiver<bool>,
     ) {
-        if let Some(source) = self.bootstrap.cds.clone() {
-            self.subscribe_all(&source, TypeUrl::CLUSTER, Late::Clusters);
+        self.subscribe_layers();
+        if self.awaited_layers.is_empty() {
+            self.subscribe_clusters();
         }
         let (clusters, listeners) = (self.services.clusters.clone(), self.listeners.clone());
         loop {
@@ -202,6 +214,41 @@ impl Task {
                 else => return,
             }
         }
+    }
+
+    fn subscribe_layers(&mut self) {
+        for (name, source) in &self.bootstrap.clone().rtds {
+            match self.streams.client(source, &TypeUrl::RUNTIME, Some(name)) {
+                Ok((_, client)) => {
+                    self.ledger.borrow_mut().requested(&TypeUrl::RUNTIME, name);
+                    client.subscribe(&TypeUrl::RUNTIME, Subscription::names([name.to_string()]));
+                    self.arm(source.initial_fetch_timeout, Late::Layer(name.clone()));
+                }
+                Err(reason) => {
+                    tracing::error!("runtime layer {name}: {reason}");
+                    self.awaited_layers.remove(name);
+                }
+            }
+        }
+    }
+
+    /// A runtime layer has its first values, or will not have any in time: with the last of them clusters are asked for.
+    fn layer_answered(&mut self, name: &str) {
+        if self.awaited_layers.remove(name) && self.awaited_layers.is_empty() {
+            self.subscribe_clusters();
+        }
+    }
+
+    fn subscribe_clusters(&mut self) {
+        if let Some(source) = self.bootstrap.cds.clone() {
+            self.subscribe_all(&source, TypeUrl::CLUSTER, Late::Clusters);
+        }
+    }
+
+    /// Values of a runtime layer; they hold for what is converted from now on.
+    fn set_layer(&mut self, name: &str, values: &Values) {
+        self.runtime.set_rtds(name, values);
+        self.context.runtime = self.runtime.values();
     }
 
     /// Everything of a type: clusters or listeners.
@@ -245,6 +292,13 @@ impl Task {
                 self.listeners_answered.send_replace(true);
             }
             Late::Clusters | Late::Listeners => {}
+            Late::Layer(name) => {
+                if self.awaited_layers.contains(&name) {
+                    tracing::warn!("gRPC config: initial fetch timed out for runtime layer {name}");
+                    self.ledger.borrow_mut().timed_out(&TypeUrl::RUNTIME, &name);
+                    self.layer_answered(&name);
+                }
+            }
             Late::Resource(kind, key) => {
                 if self.is_waiting(kind, &key) {
                     tracing::warn!("gRPC config: initial fetch timed out for {kind:?} {}", key.name);

@@ -174,7 +174,7 @@ pub struct DiscoveryStats {
     pub listeners: SubscriptionStats,
     /// Of the aggregated stream, if the bootstrap has one.
     pub control_plane: Option<ControlPlaneStats>,
-    types: [(TypeUrl, TypeStats); 5],
+    types: [(TypeUrl, TypeStats); 6],
 }
 
 impl DiscoveryStats {
@@ -185,6 +185,7 @@ impl DiscoveryStats {
             (TypeUrl::ROUTE, "rds"),
             (TypeUrl::ENDPOINT, "eds"),
             (TypeUrl::SECRET, "sds"),
+            (TypeUrl::RUNTIME, "rtds"),
         ];
         DiscoveryStats {
             clusters: SubscriptionStats::new(registry.scope("cluster_manager.cds."), &[]),

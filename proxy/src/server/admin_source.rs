@@ -11,6 +11,7 @@ use crate::cli::Options;
 use crate::config::model::{self, Address, Bootstrap, HealthStatus};
 use crate::discovery::{Discovery, DumpParts, StaticConfig};
 use crate::listener::ListenerManager;
+use crate::runtime::Snapshot;
 use crate::services::Services;
 use crate::stats::Registry;
 use crate::tls::CertificateView;
@@ -145,9 +146,8 @@ impl AdminSource for Source {
     }
 
     fn runtime(&self) -> RuntimeView {
-        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        let entries = self.bootstrap.runtime.iter().map(|(key, value)| (key.clone(), vec![text(value)], text(value)));
-        RuntimeView { layers: vec!["static".into()], entries: entries.collect() }
+        let Snapshot { layers, entries } = self.discovery.runtime.snapshot();
+        RuntimeView { layers, entries }
     }
 
     /// No runtime value changes anything after start: saying so is better than storing what nobody reads.

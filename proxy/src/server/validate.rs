@@ -357,7 +357,7 @@ fn resource(
         Resource::Secret(secret) => {
             services.secrets.update(&SlotKey { name: secret.name.clone(), source: None }, secret.kind.clone())
         }
-        Resource::Assignment(_) => Ok(()),
+        Resource::Assignment(_) | Resource::Runtime { .. } => Ok(()),
     }?;
     Ok(resource.name().to_owned())
 }

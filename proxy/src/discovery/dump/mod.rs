@@ -80,8 +80,11 @@ struct List {
 /// Makes the wire form of one element.
 type Element = Box<dyn FnOnce() -> Vec<u8>>;
 
+/// Gathers a section.
+type Gather = fn(&Parts<'_>) -> Section;
+
 /// The sections that Envoy's page may have, in its order.
-const SECTIONS: [(&str, fn(&Parts<'_>) -> Section); 7] = [
+const SECTIONS: [(&str, Gather); 7] = [
     ("ClustersConfigDump", sections::clusters),
     ("EcdsConfigDump", sections::ecds),
     ("EndpointsConfigDump", sections::endpoints),
