@@ -27,6 +27,13 @@ pub enum Mode {
     InitOnly,
 }
 
+/// How `--mode validate` says what it found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    Text,
+    Json,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum IpVersion {
     V4,
@@ -55,6 +62,9 @@ pub struct Options {
     /// serve, or validate the configuration and exit
     #[arg(long, value_enum, default_value = "serve", ignore_case = true)]
     pub mode: Mode,
+    /// How --mode validate reports: text, or json (Envoy has no such flag)
+    #[arg(long, value_enum, default_value = "text", ignore_case = true)]
+    pub format: OutputFormat,
     /// Node id, overrides the configuration's
     #[arg(long, default_value = "", hide_default_value = true)]
     pub service_node: String,

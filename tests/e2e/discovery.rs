@@ -4,13 +4,15 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use outrigger_tests::config;
-use outrigger_tests::control_plane::{CDS, EDS, LDS, RDS};
+use outrigger_tests::control_plane::{CDS, ControlPlane, EDS, LDS, RDS};
 use outrigger_tests::load::Load;
 use outrigger_tests::origin::{Origin, TcpBehaviour, TcpOrigin};
+use prost::Name;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use xds_protos::pb::envoy::config::core::v3::Metadata;
 use xds_protos::pb::envoy::config::endpoint::v3::{ClusterLoadAssignment, LbEndpoint};
+use xds_protos::pb::envoy::service::runtime::v3::Runtime;
 use xds_protos::pb::google::protobuf::{Struct, UInt32Value, Value, value};
 
 use super::support::*;
@@ -350,4 +352,33 @@ async fn everything_may_come_from_files() {
     at_least(&proxy, "http.front.rds.routes.update_rejected", 1).await;
     assert_eq!(client.get("a", "/").await.text(), "direct");
     assert!(client.is_open());
+}
+
+#[tokio::test]
+async fn runtime_values_come_before_clusters_and_change() {
+    let layer = |value: &str| {
+        let text = Value { kind: Some(value::Kind::StringValue(value.to_owned())) };
+        let fields = Struct { fields: [("some.key".to_owned(), text)].into() };
+        Runtime { name: "values".to_owned(), layer: Some(fields) }
+    };
+    for sotw in [false, true] {
+        let control_plane = ControlPlane::tcp().unwrap();
+        control_plane.set("values", &layer("one"));
+        let bootstrap = config::Bootstrap { ads: Some(control_plane.address()), sotw, ..config::Bootstrap::default() };
+        let layers = "layered_runtime: { layers: [\
+            { name: fixed, static_layer: { some.key: zero, other.key: 7 } }, \
+            { name: told, rtds_layer: { name: values, rtds_config: { ads: {}, resource_api_version: V3 } } }] }\n";
+        let proxy = start_yaml(&(bootstrap.yaml() + layers)).await;
+        let shown = || async { proxy.admin("/runtime").await.unwrap().json() };
+        let first = shown().await;
+        assert_eq!(first["layers"], serde_json::json!(["fixed", "told"]));
+        assert_eq!(first["entries"]["some.key"]["final_value"], "one");
+        assert_eq!(first["entries"]["other.key"]["layer_values"], serde_json::json!(["7", ""]));
+        let types: Vec<_> = control_plane.requests().iter().map(|seen| seen.request.type_url().to_owned()).collect();
+        let at = |type_url: &str| types.iter().position(|asked| asked == type_url).unwrap();
+        assert!(at(&Runtime::type_url()) < at(CDS), "{types:?}");
+        control_plane.set("values", &layer("two"));
+        eventually("the new value", || async { shown().await["entries"]["some.key"]["final_value"] == "two" }).await;
+        assert_eq!(control_plane.nacks(), vec![]);
+    }
 }

@@ -18,4 +18,5 @@ mod routing;
 mod tcp;
 mod tls;
 mod upstream;
+mod validate;
 mod xds;

@@ -14,7 +14,7 @@ mod view;
 
 pub use view::{
     AdminSource, ClusterView, ConfigDumpQuery, DrainOptions, EdsHealth, HealthView, HostView, LedgerQuery,
-    ListenerView, MemoryView, OutlierView, Refusal, RuntimeView, ServerInfo, Thresholds,
+    ListenerView, MemoryView, OutlierView, Pieces, Refusal, RuntimeView, ServerInfo, Thresholds,
 };
 
 use crate::access_log::{AccessLogs, ConnectionInfo, Entry, Kind};
@@ -264,15 +264,20 @@ impl Connection {
         if let Some(class) = self.stats.rq_classes.get(usize::from(reply.status.as_u16() / 100).wrapping_sub(1)) {
             class.inc();
         }
+        let mut response = self.response(reply);
         if !self.logs.is_empty() {
-            self.log(&head, &reply, start, started.elapsed());
+            let status = response.status();
+            // a page that is made as it is read is as long as what was read of it
+            let log = move |sent| self.log(&head, status, sent, start, started.elapsed());
+            response.body_mut().ended = Some(Box::new(log));
         }
-        Ok(self.response(reply))
+        Ok(response)
     }
 
     fn response(&self, reply: Reply) -> hyper::Response<Chunks> {
         self.active.set(Instant::now());
-        let mut response = hyper::Response::new(Chunks { rest: reply.body, taken: self.active.clone() });
+        let body = Chunks { rest: reply.body, taken: self.active.clone(), sent: 0, ended: None };
+        let mut response = hyper::Response::new(body);
         *response.status_mut() = reply.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
@@ -282,8 +287,12 @@ impl Connection {
         response
     }
 
-    fn log(&self, head: &http::request::Parts, reply: &Reply, start: SystemTime, duration: Duration) {
-        let protocol = if head.version == http::Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
+    fn log(&self, head: &http::request::Parts, status: StatusCode, sent: u64, start: SystemTime, duration: Duration) {
+        let protocol = match head.version {
+            http::Version::HTTP_10 => "HTTP/1.0",
+            http::Version::HTTP_2 => "HTTP/2",
+            _ => "HTTP/1.1",
+        };
         let authority = head.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
         self.logs.log(&Entry {
             method: Some(head.method.as_str()),
@@ -292,9 +301,9 @@ impl Connection {
             scheme: Some("http"),
             protocol: Some(protocol),
             request_headers: &head.headers,
-            response_code: Some(reply.status.as_u16()),
+            response_code: Some(status.as_u16()),
             response_code_details: "admin_filter_response",
-            bytes_sent: reply.body.len() as u64,
+            bytes_sent: sent,
             ..Entry::new(Kind::Http, &self.info, start, duration)
         });
     }

@@ -298,7 +298,7 @@ fn config_dump(source: &dyn AdminSource, request: &Request<'_>) -> Reply {
         name_regex: value("name_regex"),
         include_eds: request.target.has("include_eds"),
     };
-    source.config_dump(&query).map_or_else(Reply::from, |dump| Reply::json(&dump))
+    source.config_dump(&query).map_or_else(Reply::from, Reply::json_pieces)
 }
 
 fn ledger(source: &dyn AdminSource, request: &Request<'_>) -> Reply {

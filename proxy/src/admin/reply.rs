@@ -1,6 +1,6 @@
 //! What a page answers.
 
-use super::view::Refusal;
+use super::view::{Pieces, Refusal};
 use bytes::Bytes;
 use http::StatusCode;
 use http_body::Frame;
@@ -11,17 +11,23 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use tokio::time::Instant;
 
-/// A whole answer.
-#[derive(Debug, Clone)]
+/// An answer.
 pub(super) struct Reply {
     pub status: StatusCode,
     pub content_type: &'static str,
-    pub body: Bytes,
+    pub body: Body,
+}
+
+/// What an answer says.
+pub(super) enum Body {
+    Whole(Bytes),
+    /// Made as it is read.
+    Pieces(Pieces),
 }
 
 impl Reply {
     pub fn text(body: impl Into<Bytes>) -> Reply {
-        Reply { status: StatusCode::OK, content_type: "text/plain; charset=UTF-8", body: body.into() }
+        Reply { status: StatusCode::OK, content_type: "text/plain; charset=UTF-8", body: Body::Whole(body.into()) }
     }
 
     pub fn html(body: String) -> Reply {
@@ -46,6 +52,11 @@ impl Reply {
         Reply { content_type: "application/json", ..Reply::text(body) }
     }
 
+    /// A page of JSON that is made as it is read.
+    pub fn json_pieces(pieces: Pieces) -> Reply {
+        Reply { status: StatusCode::OK, content_type: "application/json", body: Body::Pieces(pieces) }
+    }
+
     pub fn ok() -> Reply {
         Reply::text("OK\n")
     }
@@ -67,9 +78,12 @@ const FRAME: usize = 64 * 1024;
 
 /// A body of unstated length: Envoy's admin replies are chunked.
 pub(super) struct Chunks {
-    pub rest: Bytes,
+    pub rest: Body,
     /// When the reader last took something.
     pub taken: Rc<Cell<Instant>>,
+    pub sent: u64,
+    /// Told at its end, whole or not, how much was sent.
+    pub ended: Option<Box<dyn FnOnce(u64)>>,
 }
 
 impl http_body::Body for Chunks {
@@ -78,10 +92,20 @@ impl http_body::Body for Chunks {
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         self.taken.set(Instant::now());
-        if self.rest.is_empty() {
-            return Poll::Ready(None);
+        let next = match &mut self.rest {
+            Body::Whole(rest) if rest.is_empty() => None,
+            Body::Whole(rest) => Some(rest.split_to(rest.len().min(FRAME))),
+            Body::Pieces(pieces) => pieces.next(),
+        };
+        self.sent += next.as_ref().map_or(0, |piece| piece.len() as u64);
+        Poll::Ready(next.map(|piece| Ok(Frame::data(piece))))
+    }
+}
+
+impl Drop for Chunks {
+    fn drop(&mut self) {
+        if let Some(ended) = self.ended.take() {
+            ended(self.sent);
         }
-        let most = self.rest.len().min(FRAME);
-        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(most)))))
     }
 }

@@ -1,10 +1,12 @@
 //! Pages against replies of Envoy (`testdata/`), and the server over a real socket.
 
 use super::pages::answer;
+use super::reply::Body;
 use super::*;
 use crate::access_log::LogFiles;
 use crate::config::model::StatsConfig;
 use crate::tls::{CertificateDetails, CertificateView, PeerCertificate};
+use bytes::Bytes;
 use http::Method;
 use serde_json::{Value, json};
 use std::cell::RefCell;
@@ -135,10 +137,13 @@ impl AdminSource for Server {
         Ok(format!("{:?} {:?} {:?} {}", query.api, query.state, query.name_regex, query.json))
     }
 
-    fn config_dump(&self, query: &ConfigDumpQuery) -> Result<Value, Refusal> {
+    fn config_dump(&self, query: &ConfigDumpQuery) -> Result<Pieces, Refusal> {
         match &query.resource {
             Some(resource) => Err(Refusal { status: 404, message: format!("{resource} not found in config dump") }),
-            None => Ok(json!({"configs": [query.include_eds]})),
+            None => {
+                let pieces = [r#"{"configs":"#.to_owned(), format!("[{}]}}", query.include_eds)];
+                Ok(Box::new(pieces.into_iter().map(Bytes::from)))
+            }
         }
     }
 
@@ -224,7 +229,11 @@ impl AdminSource for Server {
 fn ask_with(server: &Server, method: &Method, uri: &str, body: &str) -> (u16, String) {
     let (path, query) = uri.split_once('?').map_or((uri, None), |(path, query)| (path, Some(query)));
     let reply = answer(server, &Request { method, target: Target::parse(path, query), body });
-    (reply.status.as_u16(), String::from_utf8(reply.body.to_vec()).expect("UTF-8"))
+    let body = match reply.body {
+        Body::Whole(body) => body.to_vec(),
+        Body::Pieces(pieces) => pieces.flatten().collect(),
+    };
+    (reply.status.as_u16(), String::from_utf8(body).expect("UTF-8"))
 }
 
 fn get(server: &Server, uri: &str) -> (u16, String) {

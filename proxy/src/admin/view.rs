@@ -3,6 +3,7 @@
 use crate::config::model::Address;
 use crate::stats::Registry;
 use crate::tls::CertificateView;
+use bytes::Bytes;
 use serde_json::Value;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub trait AdminSource {
     ///
     /// # Errors
     /// What the query asked for does not exist or cannot be read.
-    fn config_dump(&self, query: &ConfigDumpQuery) -> Result<Value, Refusal>;
+    fn config_dump(&self, query: &ConfigDumpQuery) -> Result<Pieces, Refusal>;
 
     /// Every resource and what became of it: lines of text, or JSON.
     ///
@@ -72,6 +73,9 @@ pub trait AdminSource {
         "disabled".into()
     }
 }
+
+/// A page that is made as it is read, in pieces of some 10 KiB.
+pub type Pieces = Box<dyn Iterator<Item = Bytes>>;
 
 /// Why a request is not granted.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -125,8 +125,9 @@ mod tests {
             address(socket("localhost", 80), "address", &mut cx).unwrap_err().to_string(),
             "address: malformed IP address: localhost. Consider a cluster type STRICT_DNS or LOGICAL_DNS"
         );
+        let converted = address(socket("::1", 65536), "address", &mut cx);
         assert_eq!(
-            address(socket("::1", 65536), "address", &mut cx).unwrap_err().to_string(),
+            cx.finish(converted).unwrap_err().to_string(),
             "address.socket_address.port_value: found 65536, expected a port, 0 to 65535"
         );
         assert_eq!(address(None, "address", &mut cx).unwrap_err().to_string(), "address: is missing, expected a value");

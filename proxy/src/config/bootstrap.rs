@@ -1,22 +1,21 @@
 //! `envoy.config.bootstrap.v3.Bootstrap`.
 
+use super::Resource;
 use super::access_log::access_logs;
 use super::address::address;
 use super::any;
-use super::cluster::cluster;
+use super::checked::{self, StaticResources};
 use super::context::{Context, Result};
-use super::listener::listener;
 use super::matcher::{string_list, string_match};
 use super::model::{
-    AccessLogConfig, AccessLogFormat, AccessLogSink, AdminConfig, Bootstrap, ClusterConfig, ConfigSource, LogFormat,
-    Node, StatsConfig, StatsMatcher, StringMatch, TagSpecifier,
+    AccessLogConfig, AccessLogFormat, AccessLogSink, AdminConfig, Bootstrap, ConfigSource, LogFormat, Node,
+    StatsConfig, StatsMatcher, StringMatch, TagSpecifier,
 };
-use super::pb::{bootstrap, core, metrics, types};
-use super::secret::secret;
+use super::pb::{bootstrap, core, google, metrics, runtime, types};
 use super::source::{api_config_source, json_object, optional_source};
+use crate::runtime::{Layer, LayerSource, Values};
 use crate::stats::{check_tag_regex, is_default_tag};
 use serde_json::Value as Json;
-use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use xds_protos::pb::xds::core::v3::ContextParams;
@@ -28,7 +27,12 @@ const STATS_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 const USER_AGENT: &str = "outrigger";
 const API_VERSION: types::SemanticVersion = types::SemanticVersion { major_number: 1, minor_number: 40, patch: 0 };
 
-pub(super) fn bootstrap(message: bootstrap::Bootstrap, cx: &mut Context) -> Result<Bootstrap> {
+/// `resources` is given the static resources that have no problems, whatever becomes of the rest.
+pub(super) fn bootstrap(
+    message: bootstrap::Bootstrap,
+    resources: &mut StaticResources,
+    cx: &mut Context,
+) -> Result<Bootstrap> {
     let bootstrap::Bootstrap {
         node: node_message,
         node_context_params: _,
@@ -73,27 +77,23 @@ pub(super) fn bootstrap(message: bootstrap::Bootstrap, cx: &mut Context) -> Resu
         stats_eviction: _,
     } = message;
     // Runtime first: what follows asks for its values.
-    cx.runtime = cx.at("layered_runtime", |cx| runtime(layered_runtime.unwrap_or_default(), cx))?;
+    let RuntimeLayers { values, layers: runtime_layers, rtds } =
+        cx.at("layered_runtime", |cx| runtime(layered_runtime.unwrap_or_default(), cx))?;
+    cx.runtime = values;
 
     let bootstrap::bootstrap::DeferredStatOptions { enable_deferred_creation_stats: _ } =
         deferred_stat_options.unwrap_or_default();
     cx.each("stats_sinks", stats_sinks, stats_sink)?;
 
-    let bootstrap::bootstrap::StaticResources { listeners, clusters, secrets } = static_resources.unwrap_or_default();
+    *resources = checked::convert(static_resources.unwrap_or_default(), cx);
     let dynamic = cx.at("dynamic_resources", |cx| dynamic_resources_of(dynamic_resources.unwrap_or_default(), cx))?;
     let local_cluster = local_cluster(cluster_manager.unwrap_or_default());
-    let clusters: Vec<Arc<ClusterConfig>> =
-        cx.at("static_resources", |cx| cx.each("clusters", clusters, |m, cx| cluster(m, cx).map(Arc::new)))?;
-    distinct_clusters(&clusters, cx)?;
-    let listeners =
-        cx.at("static_resources", |cx| cx.each("listeners", listeners, |m, cx| listener(m, cx).map(Arc::new)))?;
-    let secrets = cx.at("static_resources", |cx| cx.each("secrets", secrets, secret))?;
     Ok(Bootstrap {
         node: node(node_message.unwrap_or_default()),
         admin: admin.map(|message| cx.at("admin", |cx| admin_config(message, cx))).transpose()?.flatten(),
-        clusters,
-        listeners,
-        secrets,
+        clusters: resources.clusters.iter().map(|(_, cluster)| cluster.clone()).collect(),
+        listeners: resources.listeners.iter().map(|(_, listener)| listener.clone()).collect(),
+        secrets: resources.secrets.iter().map(|(_, secret)| secret.clone()).collect(),
         ads: dynamic.ads,
         cds: dynamic.cds,
         lds: dynamic.lds,
@@ -102,19 +102,11 @@ pub(super) fn bootstrap(message: bootstrap::Bootstrap, cx: &mut Context) -> Resu
             .positive("stats_flush_interval", stats_flush_interval)?
             .unwrap_or(STATS_FLUSH_INTERVAL),
         runtime: cx.runtime.clone(),
+        runtime_layers,
+        rtds,
         log_format: log_format(application_log_config, cx)?,
         local_cluster,
     })
-}
-
-fn distinct_clusters(clusters: &[Arc<ClusterConfig>], cx: &Context) -> Result<()> {
-    let mut names = HashSet::new();
-    match clusters.iter().find(|cluster| !names.insert(&cluster.name)) {
-        Some(twin) => {
-            Err(cx.error_at("static_resources.clusters", format!("cluster manager: duplicate cluster '{}'", twin.name)))
-        }
-        None => Ok(()),
-    }
 }
 
 /// The node as it was written, with our own name and the version of the API.
@@ -218,25 +210,59 @@ fn admin_config(message: bootstrap::Admin, cx: &mut Context) -> Result<Option<Ad
     Ok(Some(AdminConfig { address: address(admin_address, "address", cx)?, access_log }))
 }
 
-/// Static layers, later over earlier ones. Values that have structure are kept; nested keys are joined with dots.
-fn runtime(message: bootstrap::LayeredRuntime, cx: &mut Context) -> Result<BTreeMap<String, Json>> {
-    use bootstrap::runtime_layer::{AdminLayer, LayerSpecifier};
-    let bootstrap::LayeredRuntime { layers } = message;
-    let mut values = BTreeMap::new();
-    cx.each("layers", layers, |layer, cx| {
-        let bootstrap::RuntimeLayer { name, layer_specifier } = layer;
-        cx.non_empty("name", name)?;
-        match cx.required("layer_specifier", layer_specifier)? {
-            LayerSpecifier::StaticLayer(fields) => flatten("", xds_protos::struct_to_json(&fields), &mut values),
-            LayerSpecifier::AdminLayer(AdminLayer {}) | LayerSpecifier::DiskLayer(_) | LayerSpecifier::RtdsLayer(_) => {
-            }
-        }
-        Ok(())
-    })?;
-    Ok(values)
+struct RuntimeLayers {
+    /// Of the static layers, later over earlier ones.
+    values: Values,
+    layers: Vec<Layer>,
+    rtds: Vec<(Arc<str>, ConfigSource)>,
 }
 
-fn flatten(prefix: &str, value: Json, values: &mut BTreeMap<String, Json>) {
+/// Values that have structure are kept; nested keys are joined with dots.
+fn runtime(message: bootstrap::LayeredRuntime, cx: &mut Context) -> Result<RuntimeLayers> {
+    use bootstrap::runtime_layer::{AdminLayer, LayerSpecifier, RtdsLayer};
+    let bootstrap::LayeredRuntime { layers } = message;
+    let mut values = Values::new();
+    let mut rtds = Vec::new();
+    let layers = cx.each("layers", layers, |layer, cx| {
+        let bootstrap::RuntimeLayer { name, layer_specifier } = layer;
+        let name = cx.non_empty("name", name)?;
+        let source = match cx.required("layer_specifier", layer_specifier)? {
+            LayerSpecifier::StaticLayer(fields) => {
+                let own = flat(&fields);
+                values.extend(own.clone());
+                LayerSource::Static(own)
+            }
+            LayerSpecifier::AdminLayer(AdminLayer {}) => LayerSource::Admin,
+            // shown as a layer without values
+            LayerSpecifier::DiskLayer(_) => LayerSource::Static(Values::new()),
+            LayerSpecifier::RtdsLayer(layer) => cx.at("rtds_layer", |cx| {
+                let RtdsLayer { name, rtds_config } = layer;
+                let name = cx.non_empty("name", name)?;
+                let source = optional_source(rtds_config, "rtds_config", cx)?;
+                let source = cx.required("rtds_config", source)?;
+                rtds.push((name.as_str().into(), source));
+                Ok(LayerSource::Rtds(name))
+            })?,
+        };
+        Ok(Layer { name, source })
+    })?;
+    Ok(RuntimeLayers { values, layers, rtds })
+}
+
+/// `envoy.service.runtime.v3.Runtime`: the values of an RTDS layer.
+pub(super) fn runtime_layer(message: runtime::Runtime, cx: &mut Context) -> Result<Resource> {
+    let runtime::Runtime { name, layer } = message;
+    let name = cx.non_empty("name", name)?.into();
+    Ok(Resource::Runtime { name, values: layer.as_ref().map(flat).unwrap_or_default() })
+}
+
+fn flat(fields: &google::Struct) -> Values {
+    let mut values = Values::new();
+    flatten("", xds_protos::struct_to_json(fields), &mut values);
+    values
+}
+
+fn flatten(prefix: &str, value: Json, values: &mut Values) {
     match value {
         // A fraction is one value, though it is written as an object.
         Json::Object(fields) if !fields.contains_key("numerator") => {

@@ -3,17 +3,22 @@
 
 use super::answers::{Answer, table};
 use super::pb::google;
-use super::{ConfigError, Notices};
-use std::collections::BTreeMap;
+use super::{ConfigError, Notices, ProblemKind};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The result of every conversion.
+/// The result of every conversion. An error ends the conversion of the message at hand; problems with a single value are
+/// recorded in the context instead, and conversion goes on with a harmless value, so that a person hears of all at once.
 pub(super) type Result<T> = std::result::Result<T, ConfigError>;
 
 /// Protobuf's own bound of a duration: 10,000 years.
 const MAX_DURATION_SECONDS: i64 = 315_576_000_000;
+
+/// Problems that are kept of one conversion: a push may have as many as it has bytes.
+const MAX_PROBLEMS: usize = 10_000;
 
 /// State of one conversion. Make one per resource, or take `notices` out between two.
 #[derive(Debug, Default)]
@@ -27,7 +32,7 @@ pub struct Context {
     /// A field without effect refuses the resource instead of being noticed.
     pub reject_unsupported: bool,
     path: String,
-    refused: Option<ConfigError>,
+    problems: RefCell<Vec<ConfigError>>,
 }
 
 impl Context {
@@ -48,7 +53,8 @@ impl Context {
         done
     }
 
-    /// Converts each message of the repeated `field`, in order; the first error ends it.
+    /// Converts each message of the repeated `field`, in order. One that cannot be converted is recorded and left out;
+    /// where none can be, that is an error, for a list that was not empty must not seem so.
     pub(super) fn each<T, U>(
         &mut self,
         field: &str,
@@ -57,16 +63,49 @@ impl Context {
     ) -> Result<Vec<U>> {
         self.at(field, |cx| {
             let outer = cx.path.len();
-            let mut done = Vec::new();
+            let (mut done, mut failed) = (Vec::new(), None);
             for (i, item) in items.into_iter().enumerate() {
                 // Writing to a String cannot fail.
                 let _ = write!(cx.path, "[{i}]");
+                cx.record_all(failed.take());
                 let converted = convert(item, cx);
                 cx.path.truncate(outer);
-                done.push(converted?);
+                match converted {
+                    Ok(item) => done.push(item),
+                    Err(error) => failed = Some(error),
+                }
             }
-            Ok(done)
+            match failed {
+                Some(error) if done.is_empty() => Err(error),
+                last => {
+                    cx.record_all(last);
+                    Ok(done)
+                }
+            }
         })
+    }
+
+    /// Keeps problems until [`finish`](Self::finish); conversion goes on.
+    pub(super) fn record_all(&self, errors: impl IntoIterator<Item = ConfigError>) {
+        let mut problems = self.problems.borrow_mut();
+        for problem in errors.into_iter().flat_map(ConfigError::into_problems) {
+            if problems.len() < MAX_PROBLEMS {
+                problems.push(problem);
+            }
+        }
+    }
+
+    /// What came of a conversion that has no problem at all; otherwise they are recorded.
+    pub(super) fn whole<T>(&mut self, convert: impl FnOnce(&mut Context) -> Result<T>) -> Option<T> {
+        let before = self.problems.get_mut().len();
+        match convert(self) {
+            Ok(value) if self.problems.get_mut().len() == before && before < MAX_PROBLEMS => Some(value),
+            Ok(_) => None,
+            Err(error) => {
+                self.record_all([error]);
+                None
+            }
+        }
     }
 
     /// An error about the message that is being converted.
@@ -82,8 +121,9 @@ impl Context {
     /// Says that `field` has no effect. `meaning`: what a person loses by that.
     pub(super) fn warn(&mut self, field: &str, meaning: impl Into<String>) {
         let (path, meaning) = (self.join(field), meaning.into());
-        if self.reject_unsupported && self.refused.is_none() {
-            self.refused = Some(ConfigError::new(path.clone(), format!("is set and has no effect here: {meaning}")));
+        if self.reject_unsupported {
+            let message = format!("is set and has no effect here: {meaning}");
+            self.record_all([ConfigError::new(path.clone(), message).of_kind(ProblemKind::Unsupported)]);
         }
         self.notices.warnings.push((path, meaning));
     }
@@ -97,7 +137,11 @@ impl Context {
 
     /// Refuses the resource if the field is set: acting otherwise than it says would be worse than not acting.
     pub(super) fn refuse<T: Default + PartialEq>(&self, field: &str, value: &T, why: &str) -> Result<()> {
-        if *value == T::default() { Ok(()) } else { Err(self.error_at(field, format!("is not supported: {why}"))) }
+        if *value != T::default() {
+            let problem = self.error_at(field, format!("is not supported: {why}"));
+            self.record_all([problem.of_kind(ProblemKind::Unsupported)]);
+        }
+        Ok(())
     }
 
     /// What the table of answers says of an extension: `true`, convert it; `false`, leave it out (a notice says so).
@@ -122,15 +166,20 @@ impl Context {
         value.ok_or_else(|| self.error_at(field, "is missing, expected a value"))
     }
 
-    /// A string that must not be empty.
+    /// A string that must not be empty. This and the checks below record what is wrong and go on.
     pub(super) fn non_empty(&self, field: &str, value: String) -> Result<String> {
-        if value.is_empty() { Err(self.error_at(field, "found an empty string, expected a name")) } else { Ok(value) }
+        if value.is_empty() {
+            self.record_all([self.error_at(field, "found an empty string, expected a name")]);
+        }
+        Ok(value)
     }
 
     /// A number of an enum as its value.
-    pub(super) fn enumeration<E: TryFrom<i32>>(&self, field: &str, value: i32) -> Result<E> {
-        E::try_from(value)
-            .map_err(|_| self.error_at(field, format!("found {value}, expected a number that the enum defines")))
+    pub(super) fn enumeration<E: TryFrom<i32> + Default>(&self, field: &str, value: i32) -> Result<E> {
+        Ok(E::try_from(value).unwrap_or_else(|_| {
+            self.record_all([self.error_at(field, format!("found {value}, expected a number that the enum defines"))]);
+            E::default()
+        }))
     }
 
     /// A duration, which must not be negative.
@@ -139,7 +188,11 @@ impl Context {
         let seconds_ok = (0..=MAX_DURATION_SECONDS).contains(&seconds);
         match (u64::try_from(seconds), u32::try_from(nanos)) {
             (Ok(seconds), Ok(nanos)) if seconds_ok && nanos < 1_000_000_000 => Ok(Some(Duration::new(seconds, nanos))),
-            _ => Err(self.error_at(field, format!("found {seconds} s and {nanos} ns, expected 0 to 10,000 years"))),
+            _ => {
+                let message = format!("found {seconds} s and {nanos} ns, expected 0 to 10,000 years");
+                self.record_all([self.error_at(field, message)]);
+                Ok(None)
+            }
         }
     }
 
@@ -160,14 +213,20 @@ impl Context {
     /// A duration that must be more than zero when set.
     pub(super) fn positive(&self, field: &str, value: Option<google::Duration>) -> Result<Option<Duration>> {
         match self.duration(field, value)? {
-            Some(Duration::ZERO) => Err(self.error_at(field, "found 0s, expected more than 0s")),
+            Some(Duration::ZERO) => {
+                self.record_all([self.error_at(field, "found 0s, expected more than 0s")]);
+                Ok(None)
+            }
             other => Ok(other),
         }
     }
 
     /// A port number.
     pub(super) fn port(&self, field: &str, value: u32) -> Result<u16> {
-        u16::try_from(value).map_err(|_| self.error_at(field, format!("found {value}, expected a port, 0 to 65535")))
+        Ok(u16::try_from(value).unwrap_or_else(|_| {
+            self.record_all([self.error_at(field, format!("found {value}, expected a port, 0 to 65535"))]);
+            u16::MAX
+        }))
     }
 
     /// Whether a runtime feature of Envoy's is on.
@@ -197,11 +256,20 @@ impl Context {
         if self.base_dir.as_os_str().is_empty() { PathBuf::from(file) } else { self.base_dir.join(Path::new(file)) }
     }
 
-    /// Ends the conversion of one resource: what `reject_unsupported` refused comes out here.
+    /// Ends the conversion of one resource: the problems that were recorded and the one that ended it come out here.
     pub(super) fn finish<T>(&mut self, converted: Result<T>) -> Result<T> {
-        let refused = self.refused.take();
-        let value = converted?;
-        refused.map_or(Ok(value), Err)
+        let problems = std::mem::take(self.problems.get_mut());
+        let (value, last) = match converted {
+            Ok(value) => (Some(value), None),
+            Err(error) => (None, Some(error)),
+        };
+        let problems = said_once(problems.into_iter().chain(last.into_iter().flat_map(ConfigError::into_problems)));
+        match (value, ConfigError::all(problems)) {
+            (Some(value), None) => Ok(value),
+            (_, Some(problems)) => Err(problems),
+            // an error cannot be lost: what is left out is said by another
+            (None, None) => Err(self.error("cannot be converted")),
+        }
     }
 
     fn join(&self, field: &str) -> String {
@@ -212,6 +280,32 @@ impl Context {
             (false, false) => format!("{}.{field}", self.path),
         }
     }
+}
+
+/// Leaves out what conversion says of fields that the API's rules or the table of answers refuse already.
+fn said_once(problems: impl Iterator<Item = ConfigError>) -> Vec<ConfigError> {
+    let problems: Vec<ConfigError> = problems.collect();
+    let of_kind = |kind| problems.iter().filter(move |p| p.kind == kind).map(|p| p.path.as_str());
+    let ruled: HashSet<&str> = of_kind(ProblemKind::Rule).collect();
+    let refused: HashSet<&str> = of_kind(ProblemKind::Unsupported).collect();
+    fn parent(path: &str) -> &str {
+        path.rsplit_once('.').map_or("", |(holder, _)| holder)
+    }
+    let known = |problem: &ConfigError| {
+        let path = problem.path.as_str();
+        let mut above = path.match_indices(['.', '[']).map(|(at, _)| &path[..at]);
+        problem.kind == ProblemKind::Invalid
+            && (ruled.contains(path)
+                || refused.contains(path)
+                || above.any(|holder| refused.contains(holder))
+                // what a oneof holds is refused by its own name, and by conversion by the oneof's
+                || problem.message == "is not supported" && refused.iter().any(|other| parent(other) == parent(path))
+                // a oneof without a member is its message's problem to the rules, and a field's to conversion
+                || problem.message.starts_with("is missing")
+                    && ruled.contains(parent(path)))
+    };
+    let keep: Vec<bool> = problems.iter().map(|problem| !known(problem)).collect();
+    problems.into_iter().zip(keep).filter_map(|(problem, keep)| keep.then_some(problem)).collect()
 }
 
 #[cfg(test)]
@@ -235,17 +329,34 @@ mod tests {
 
     #[test]
     fn durations_are_bounded() {
-        let cx = Context::default();
+        let mut cx = Context::default();
         let d = |seconds, nanos| Some(google::Duration { seconds, nanos });
         assert_eq!(cx.duration("t", d(1, 500_000_000)).unwrap(), Some(Duration::from_millis(1500)));
-        assert_eq!(
-            cx.duration("t", d(-1, 0)).unwrap_err().to_string(),
-            "t: found -1 s and 0 ns, expected 0 to 10,000 years"
-        );
-        assert!(cx.duration("t", d(0, 2_000_000_000)).is_err());
+        assert_eq!(cx.duration("t", d(-1, 0)).unwrap(), None);
+        assert_eq!(cx.finish(Ok(())).unwrap_err().to_string(), "t: found -1 s and 0 ns, expected 0 to 10,000 years");
+        assert_eq!(cx.duration("t", d(0, 2_000_000_000)).unwrap(), None);
+        assert!(cx.finish(Ok(())).is_err());
         assert_eq!(cx.timeout("t", d(0, 0), Some(Duration::from_secs(15))).unwrap(), None);
         assert_eq!(cx.timeout("t", None, Some(Duration::from_secs(15))).unwrap(), Some(Duration::from_secs(15)));
-        assert_eq!(cx.positive("t", d(0, 0)).unwrap_err().to_string(), "t: found 0s, expected more than 0s");
+        assert_eq!(cx.positive("t", d(0, 0)).unwrap(), None);
+        assert_eq!(cx.finish(Ok(())).unwrap_err().to_string(), "t: found 0s, expected more than 0s");
+    }
+
+    #[test]
+    fn a_person_hears_of_every_problem() {
+        let mut cx = Context::default();
+        let items = [Some(1), None, Some(0), None];
+        let converted = cx.each("items", items, |item, cx| {
+            let item = cx.required("value", item)?;
+            cx.refuse("zero", &(item == 0), "it is nothing")?;
+            cx.port("port", 70_000)
+        });
+        assert_eq!(converted.as_deref(), Ok(&[u16::MAX, u16::MAX][..]));
+        assert_eq!(
+            cx.finish(converted).unwrap_err().into_problems().map(|p| p.path).collect::<Vec<_>>(),
+            ["items[0].port", "items[1].value", "items[2].zero", "items[2].port", "items[3].value"]
+        );
+        assert!(cx.finish(Ok(())).is_ok());
     }
 
     #[test]

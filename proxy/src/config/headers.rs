@@ -87,8 +87,9 @@ mod tests {
                 "request_headers_to_add[0].header.key: :-prefixed or host headers may not be modified"
             );
         }
+        let converted = header_ops(vec![], vec!["x".into(), "host".into()], "response", &mut cx);
         assert_eq!(
-            header_ops(vec![], vec!["x".into(), "host".into()], "response", &mut cx).unwrap_err().to_string(),
+            cx.finish(converted).unwrap_err().to_string(),
             "response_headers_to_remove[1]: :-prefixed or host headers may not be removed"
         );
     }

@@ -10,6 +10,7 @@ use super::model::{
     Address, FilterChainConfig, ListenerConfig, ListenerFilterConfig, ListenerFilterPredicate, TrafficDirection,
 };
 use super::pb::{core, extensions, google, listener, types};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -149,11 +150,12 @@ fn additional_address(message: listener::AdditionalAddress, cx: &mut Context) ->
 
 /// Two chains with the same rules could never both be chosen.
 fn distinct_matches(chains: &[FilterChainConfig], cx: &Context) -> Result<()> {
+    let mut seen = HashMap::new();
     for (i, chain) in chains.iter().enumerate() {
-        if let Some(twin) = chains[..i].iter().find(|earlier| earlier.matcher == chain.matcher) {
+        if let Some(twin) = seen.insert(&chain.matcher, &chain.name) {
             return Err(cx.error_at(
                 &format!("filter_chains[{i}]"),
-                format!("filter chain '{}' has the same matching rules defined as '{}'", chain.name, twin.name),
+                format!("filter chain '{}' has the same matching rules defined as '{twin}'", chain.name),
             ));
         }
     }

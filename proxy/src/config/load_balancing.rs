@@ -68,6 +68,13 @@ pub(super) fn by_list(message: cluster::LoadBalancingPolicy, cx: &mut Context) -
             return Ok(policy);
         }
     }
+    // Envoy takes such a list; a cluster that spreads its load otherwise serves better than one that is refused.
+    if let Some(first) = unknown.iter().find(|kind| table().find(kind).is_some()) {
+        let sticks = ["ring_hash.v3", "maglev.v3"].iter().any(|policy| first.contains(policy));
+        let (policy, how) = if sticks { (LbPolicy::Random, "at random") } else { (LbPolicy::RoundRobin, "in turn") };
+        cx.warn("policies", format!("none of them exists here: endpoints are picked {how}"));
+        return Ok(policy);
+    }
     Err(cx.error_at(
         "policies",
         format!("found only {unknown:?}, expected round_robin, least_request, random or cluster_provided among them"),

@@ -16,6 +16,7 @@ mod access_log;
 mod address;
 mod any;
 mod bootstrap;
+mod checked;
 mod cluster;
 mod dns;
 mod endpoint;
@@ -42,19 +43,22 @@ mod upstream_http;
 #[cfg(test)]
 mod tests;
 
+pub use checked::{StaticResources, resources_of};
 pub use context::Context;
-pub use error::{ConfigError, Notices};
+pub use error::{ConfigError, Notices, ProblemKind, both, each_of};
 pub use static_resources::static_resources;
 
 use model::{ClusterConfig, ListenerConfig, LoadAssignment, RouteConfig, SecretConfig};
 use prost::Name;
 use std::sync::Arc;
+use xds_protos::Descriptors;
 
 /// Type URLs of the resources that [`decode`] reads.
 pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 pub const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 pub const ROUTE: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
 pub const ASSIGNMENT: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+pub const RUNTIME: &str = "type.googleapis.com/envoy.service.runtime.v3.Runtime";
 pub const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 
 /// A resource of a control plane, checked.
@@ -65,6 +69,11 @@ pub enum Resource {
     Route(Arc<RouteConfig>),
     Assignment(Arc<LoadAssignment>),
     Secret(Arc<SecretConfig>),
+    /// The values of an RTDS layer.
+    Runtime {
+        name: Arc<str>,
+        values: crate::runtime::Values,
+    },
 }
 
 impl Resource {
@@ -76,6 +85,7 @@ impl Resource {
             Resource::Route(route) => &route.name,
             Resource::Assignment(assignment) => &assignment.cluster_name,
             Resource::Secret(secret) => &secret.name,
+            Resource::Runtime { name, .. } => name,
         }
     }
 }
@@ -86,6 +96,7 @@ impl Resource {
 /// Bytes that are no such message, a type that is not supported, and all that the conversion of the type refuses.
 pub fn decode(type_url: &str, bytes: &[u8], cx: &mut Context) -> Result<Resource, ConfigError> {
     examine(any::type_name(type_url), bytes, cx)?;
+    refuse_deprecated(cx);
     match type_url {
         CLUSTER => cluster(any::decode(bytes, cx)?, cx).map(|c| Resource::Cluster(Arc::new(c))),
         LISTENER => {
@@ -97,14 +108,16 @@ pub fn decode(type_url: &str, bytes: &[u8], cx: &mut Context) -> Result<Resource
         ROUTE => route(any::decode(bytes, cx)?, cx).map(|r| Resource::Route(Arc::new(r))),
         ASSIGNMENT => assignment(any::decode(bytes, cx)?, cx).map(|a| Resource::Assignment(Arc::new(a))),
         SECRET => secret(any::decode(bytes, cx)?, cx).map(|s| Resource::Secret(Arc::new(s))),
+        RUNTIME => bootstrap::runtime_layer(any::decode(bytes, cx)?, cx),
         other => Err(cx.error(format!(
-            "found a resource of type {:?}, expected {}, {}, {}, {} or {}",
+            "found a resource of type {:?}, expected {}, {}, {}, {}, {} or {}",
             any::type_name(other),
             pb::cluster::Cluster::full_name(),
             pb::listener::Listener::full_name(),
             pb::route::RouteConfiguration::full_name(),
             pb::endpoint::ClusterLoadAssignment::full_name(),
             pb::tls::Secret::full_name(),
+            pb::runtime::Runtime::full_name(),
         ))),
     }
 }
@@ -112,32 +125,81 @@ pub fn decode(type_url: &str, bytes: &[u8], cx: &mut Context) -> Result<Resource
 /// Converts the bootstrap, and leaves its runtime values in the context.
 ///
 /// # Errors
-/// The first field that is refused.
+/// Every problem that was found.
 pub fn bootstrap(bytes: &[u8], cx: &mut Context) -> Result<model::Bootstrap, ConfigError> {
-    let message = any::decode(bytes, cx)?;
-    examine(&pb::bootstrap::Bootstrap::full_name(), bytes, cx)?;
-    let converted = bootstrap::bootstrap(message, cx);
-    cx.finish(converted)
+    let Checked { bootstrap, problems, .. } = check_bootstrap(bytes, cx);
+    match (bootstrap, problems) {
+        (Some(bootstrap), None) => Ok(bootstrap),
+        (_, Some(problems)) => Err(problems),
+        (None, None) => Err(ConfigError::new("", "cannot be converted")),
+    }
 }
 
-/// What the table of answers says of a message: notices into the context, refusals out of it.
+/// A bootstrap, as far as it could be converted.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// Its static resources are those without problems; `None` when nothing but them could be converted.
+    pub bootstrap: Option<model::Bootstrap>,
+    /// The static resources without problems.
+    pub resources: StaticResources,
+    pub problems: Option<ConfigError>,
+}
+
+/// Converts the bootstrap as far as that is possible, each static resource by itself, and leaves its runtime values in
+/// the context.
+pub fn check_bootstrap(bytes: &[u8], cx: &mut Context) -> Checked {
+    let mut resources = StaticResources::default();
+    let converted = any::decode(bytes, cx).and_then(|message| {
+        examine(&pb::bootstrap::Bootstrap::full_name(), bytes, cx)?;
+        bootstrap::bootstrap(message, &mut resources, cx)
+    });
+    refuse_deprecated(cx);
+    let (bootstrap, last) = match converted {
+        Ok(bootstrap) => (Some(bootstrap), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    Checked { bootstrap, resources, problems: cx.finish(last).err() }
+}
+
+/// What the API's own rules and the table of answers say of a message: notices and refusals, into the context.
 fn examine(full_name: &str, bytes: &[u8], cx: &mut Context) -> Result<(), ConfigError> {
+    let violations = Descriptors::shared().violations(full_name, bytes).unwrap_or_default();
+    cx.record_all(violations.into_iter().map(|violation| {
+        let message = violation.to_string();
+        // keys of maps stand in quotes there, and bare in all other paths
+        let path = violation.path.replace("[\"", "[").replace("\"]", "]");
+        ConfigError::new(path, message).of_kind(ProblemKind::Rule)
+    }));
     let found = answers::walk(full_name, bytes);
     for (path, meaning) in found.warned {
         cx.warn(&path, meaning);
     }
     cx.notices.unknown.extend(found.unknown);
     cx.notices.deprecated.extend(found.deprecated);
-    match found.rejected.into_iter().next() {
-        Some((path, reason)) => Err(ConfigError::new(path, format!("is not supported: {reason}"))),
-        None => Ok(()),
-    }
+    cx.record_all(found.rejected.into_iter().map(|(path, reason)| {
+        ConfigError::new(path, format!("is not supported: {reason}")).of_kind(ProblemKind::Unsupported)
+    }));
+    Ok(())
+}
+
+/// Refuses deprecated fields that Envoy refuses unless runtime values allow them. Called once those are known.
+fn refuse_deprecated(cx: &mut Context) {
+    let all = cx.runtime_flag("envoy.features.enable_all_deprecated_features", false);
+    let allowed = |name: &str| all || cx.runtime_flag(&format!("envoy.deprecated_features:{name}"), false);
+    let refused: Vec<ConfigError> = cx
+        .notices
+        .deprecated
+        .iter()
+        .filter(|field| field.disallowed && !allowed(&field.full_name))
+        .map(|field| ConfigError::new(field.path.clone(), field.to_string()).of_kind(ProblemKind::Rule))
+        .collect();
+    cx.record_all(refused);
 }
 
 /// Converts a cluster.
 ///
 /// # Errors
-/// The first field that is refused.
+/// Every problem that was found.
 pub fn cluster(message: pb::cluster::Cluster, cx: &mut Context) -> Result<ClusterConfig, ConfigError> {
     let converted = cluster::cluster(message, cx);
     cx.finish(converted)
@@ -146,7 +208,7 @@ pub fn cluster(message: pb::cluster::Cluster, cx: &mut Context) -> Result<Cluste
 /// Converts a listener.
 ///
 /// # Errors
-/// The first field that is refused.
+/// Every problem that was found.
 pub fn listener(message: pb::listener::Listener, cx: &mut Context) -> Result<ListenerConfig, ConfigError> {
     let converted = listener::listener(message, cx);
     cx.finish(converted)
@@ -155,7 +217,7 @@ pub fn listener(message: pb::listener::Listener, cx: &mut Context) -> Result<Lis
 /// Converts a route configuration that comes by RDS: unknown clusters are allowed unless it says otherwise.
 ///
 /// # Errors
-/// The first field that is refused.
+/// Every problem that was found.
 pub fn route(message: pb::route::RouteConfiguration, cx: &mut Context) -> Result<RouteConfig, ConfigError> {
     let converted = route::route_configuration(message, false, cx);
     cx.finish(converted)
@@ -164,7 +226,7 @@ pub fn route(message: pb::route::RouteConfiguration, cx: &mut Context) -> Result
 /// Converts the endpoints of a cluster.
 ///
 /// # Errors
-/// The first field that is refused.
+/// Every problem that was found.
 pub fn assignment(
     message: pb::endpoint::ClusterLoadAssignment,
     cx: &mut Context,
@@ -176,7 +238,7 @@ pub fn assignment(
 /// Converts a secret.
 ///
 /// # Errors
-/// The first field that is refused.
+/// Every problem that was found.
 pub fn secret(message: pb::tls::Secret, cx: &mut Context) -> Result<SecretConfig, ConfigError> {
     let converted = secret::secret(message, cx);
     cx.finish(converted)

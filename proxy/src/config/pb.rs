@@ -12,6 +12,7 @@ pub(super) use xds_protos::pb::envoy::extensions;
 pub(super) use xds_protos::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 pub(super) use xds_protos::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_proxy;
 pub(super) use xds_protos::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+pub(super) use xds_protos::pb::envoy::service::runtime::v3 as runtime;
 pub(super) use xds_protos::pb::envoy::r#type::matcher::v3 as matcher;
 pub(super) use xds_protos::pb::envoy::r#type::v3 as types;
 pub(super) use xds_protos::pb::google::protobuf as google;

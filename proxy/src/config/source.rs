@@ -1,7 +1,9 @@
 //! Where things come from: xDS sources, bytes of a `DataSource`, metadata.
 
 use super::context::{Context, Result};
-use super::model::{ApiConfigSource, ConfigSource, ConfigSourceKind, DataSource, GrpcTarget, PathSource, Polling};
+use super::model::{
+    ApiConfigSource, ConfigSource, ConfigSourceKind, DataSource, GrpcTarget, PathSource, Polling, RequestLimit,
+};
 use super::pb::{core, google};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -69,7 +71,7 @@ pub(super) fn api_config_source(message: core::ApiConfigSource, cx: &mut Context
         grpc_services,
         refresh_delay,
         request_timeout,
-        rate_limit_settings: _,
+        rate_limit_settings,
         set_node_on_first_message_only,
         config_validators: _,
     } = message;
@@ -98,8 +100,11 @@ pub(super) fn api_config_source(message: core::ApiConfigSource, cx: &mut Context
         let refresh_delay = cx.required("refresh_delay", cx.positive("refresh_delay", refresh_delay)?)?;
         let request_timeout = cx.positive("request_timeout", request_timeout)?.unwrap_or(REQUEST_TIMEOUT);
         let target = GrpcTarget::Cluster { name, authority: None };
+        if rate_limit_settings.is_some() {
+            cx.warn("rate_limit_settings", "refresh_delay limits requests to a REST service");
+        }
         let polling = Some(Polling { refresh_delay, request_timeout });
-        return Ok(ApiConfigSource { delta, target, set_node_on_first_message_only, polling });
+        return Ok(ApiConfigSource { delta, target, set_node_on_first_message_only, polling, rate_limit: None });
     }
     if !cluster_names.is_empty() {
         return Err(cx.error_at("cluster_names", "is not supported: a gRPC source names its cluster in grpc_services"));
@@ -115,7 +120,20 @@ pub(super) fn api_config_source(message: core::ApiConfigSource, cx: &mut Context
         cx.warn("grpc_services[1]", "only the first server is used, there is no fail-over");
     }
     let target = cx.at("grpc_services[0]", |cx| grpc_service(service, cx))?;
-    Ok(ApiConfigSource { delta, target, set_node_on_first_message_only, polling: None })
+    let rate_limit = rate_limit_settings.map(|limit| cx.at("rate_limit_settings", |cx| request_limit(limit, cx)));
+    let rate_limit = rate_limit.transpose()?;
+    Ok(ApiConfigSource { delta, target, set_node_on_first_message_only, polling: None, rate_limit })
+}
+
+/// Envoy's defaults are 100 requests at once and 10 per second.
+fn request_limit(message: core::RateLimitSettings, cx: &mut Context) -> Result<RequestLimit> {
+    let core::RateLimitSettings { max_tokens, fill_rate } = message;
+    let fill_rate = fill_rate.map_or(10.0, |rate| rate.value);
+    if !(fill_rate > 0.0 && fill_rate.is_finite()) {
+        return Err(cx.error_at("fill_rate", format!("found {fill_rate}, expected more than 0")));
+    }
+    let per_kilosecond = ((fill_rate * 1000.0) as u64).max(1);
+    Ok(RequestLimit { max_tokens: max_tokens.map_or(100, |tokens| tokens.value), per_kilosecond })
 }
 
 fn grpc_service(message: core::GrpcService, cx: &mut Context) -> Result<GrpcTarget> {

@@ -4,9 +4,10 @@
 
 use super::pending::Verdict;
 use super::streams::StreamId;
-use super::{Task, kind_of, type_of};
+use super::{State, Task, kind_of, type_of};
 use crate::config::{self, ConfigError, Resource};
 use crate::http::RouteTable;
+use crate::runtime::Values;
 use crate::slots::{Key, Kind, Want};
 use crate::upstream::AssignmentFailure;
 use bytes::Bytes;
@@ -28,6 +29,9 @@ impl Task {
         wants: &mut mpsc::UnboundedReceiver<Want>,
     ) {
         let began = Instant::now();
+        if response.expired {
+            return self.expired(stream, &response.type_url, &response.removed);
+        }
         let Response { type_url, version, kind, resources, removed, control_plane, received, answer, .. } = response;
         let version: Arc<str> = version.into();
         self.note_identifier(stream, &control_plane);
@@ -37,7 +41,9 @@ impl Task {
             ResponseKind::Full if is_whole(&type_url) => {
                 let given: HashSet<&str> = resources.iter().map(|r| r.name.as_str()).collect();
                 let ledger = self.ledger.borrow();
-                let gone = ledger.of(&type_url).filter(|(name, record)| !record.is_static && !given.contains(&***name));
+                let gone = ledger.of(&type_url).filter(|(name, record)| {
+                    !record.is_static && record.state() != State::Draining && !given.contains(&***name)
+                });
                 gone.map(|(name, _)| name.to_string()).collect()
             }
             ResponseKind::Full => Vec::new(),
@@ -73,11 +79,19 @@ impl Task {
         self.finish(stream, &type_url, received, Verdict { answer, refusal });
     }
 
+    /// Nobody renewed these in time: to their source they are gone.
+    fn expired(&mut self, stream: &StreamId, type_url: &TypeUrl, names: &[String]) {
+        for name in names {
+            tracing::warn!("{} {name}: its time to live is over", short_name(type_url));
+        }
+        self.remove_all(stream, type_url, names);
+    }
+
     /// Answers, at once or when clusters are warm, and sees to it that the time until all is live is recorded.
     fn finish(&mut self, stream: &StreamId, type_url: &TypeUrl, received: Instant, verdict: Verdict) {
         match type_url {
             t if *t == TypeUrl::CLUSTER => {
-                let holds = self.listeners_started && *stream == StreamId::Ads && self.services.clusters.is_warming();
+                let holds = self.listeners_started && *stream == StreamId::Ads && self.services.clusters.any_warming();
                 let held = if holds {
                     Some(verdict)
                 } else {
@@ -155,7 +169,9 @@ impl Task {
             self.note_resource(stream, type_url, &name, version, outcome.as_ref().ok(), began);
             match outcome {
                 Ok(Taken::Held) => {
-                    self.ledger.borrow_mut().accepted(type_url, &name, &own_version, bytes);
+                    let mut ledger = self.ledger.borrow_mut();
+                    ledger.accepted(type_url, &name, &own_version, bytes);
+                    ledger.warned(type_url, &name, &self.noticed);
                 }
                 Ok(Taken::Unchanged | Taken::Unwanted) => {}
                 Err(error) => {
@@ -174,7 +190,7 @@ impl Task {
     fn runs(&self, type_url: &TypeUrl, name: &str, bytes: &[u8]) -> bool {
         let ledger = self.ledger.borrow();
         ledger.get(type_url, name).is_some_and(|record| {
-            !record.is_static && record.refusal().is_none() && record.running.as_ref().is_some_and(|r| r.bytes == bytes)
+            !record.is_static && record.is_good() && record.held().is_some_and(|held| held.bytes == bytes)
         })
     }
 
@@ -243,12 +259,9 @@ impl Task {
         let resource = config::decode(type_url.as_str(), bytes, &mut self.context);
         let notices = std::mem::take(&mut self.context.notices);
         let unknown = notices.unknown.into_iter().map(|path| format!("{path}: is an unknown field"));
-        let lines: Vec<String> =
-            notices.warnings.into_iter().map(|(path, meaning)| format!("{path}: {meaning}")).chain(unknown).collect();
-        if resource.is_ok() {
-            self.ledger.borrow_mut().warned(type_url, name, &lines);
-        }
-        for line in lines {
+        let warnings = notices.warnings.into_iter().map(|(path, meaning)| format!("{path}: {meaning}"));
+        self.noticed = warnings.chain(unknown).collect();
+        for line in &self.noticed {
             if self.warned.len() < MAX_WARNED && self.warned.insert(line.clone()) {
                 tracing::warn!("{} {name}: {line}", short_name(type_url));
             }
@@ -267,6 +280,15 @@ impl Task {
                 task.assignments.fill_version(key, assignment.clone(), version.clone());
                 Ok(())
             }),
+            Resource::Runtime { name, values } => {
+                let wanted = self.bootstrap.rtds.iter().any(|(known, _)| *known == name);
+                if !wanted {
+                    return Ok(Taken::Unwanted);
+                }
+                self.set_layer(&name, &values);
+                self.layer_answered(&name);
+                Ok(Taken::Held)
+            }
             Resource::Secret(secret) => self
                 .fill(stream, Kind::Secret, name, |task, key| task.services.secrets.update(key, secret.kind.clone())),
         }
@@ -314,8 +336,11 @@ impl Task {
                 self.services.clusters.remove(name);
             } else if *type_url == TypeUrl::LISTENER {
                 self.listeners.remove(name);
+            } else if *type_url == TypeUrl::RUNTIME {
+                self.set_layer(name, &Values::new());
+                self.layer_answered(name);
             }
-            return self.ledger.borrow_mut().forget(type_url, name);
+            return self.ledger.borrow_mut().removed(type_url, name);
         };
         let Some(interest) = self.wanted.get(&(stream.clone(), kind, Arc::from(name))) else { return };
         let what = short_name(type_url);
@@ -330,10 +355,10 @@ impl Task {
                 tracing::error!("{what} {name} was removed by {stream} and is still in use: the last one stays");
             }
         }
+        self.ledger.borrow_mut().does_not_exist(type_url, name);
         for key in &interest.keys {
             self.give_up(kind, key);
         }
-        self.ledger.borrow_mut().removed(type_url, name);
     }
 }
 
@@ -359,6 +384,7 @@ fn short_name(type_url: &TypeUrl) -> &str {
         t if *t == TypeUrl::ROUTE => "route configuration",
         t if *t == TypeUrl::ENDPOINT => "cluster load assignment",
         t if *t == TypeUrl::SECRET => "secret",
+        t if *t == TypeUrl::RUNTIME => "runtime layer",
         t => t.message_name(),
     }
 }

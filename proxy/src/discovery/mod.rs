@@ -10,12 +10,13 @@ mod pending;
 mod stats;
 mod streams;
 
-pub use dump::StaticConfig;
+pub use dump::{Parts as DumpParts, StaticConfig};
 pub use ledger::{Ledger, Record, State};
 
 use crate::config::Context;
 use crate::config::model::{Bootstrap, ConfigSource, LoadAssignment, SecretKind};
 use crate::listener::ListenerManager;
+use crate::runtime::{Runtime, Values};
 use crate::services::Services;
 use crate::slots::{Key, Kind, Store, Want};
 use crate::upstream::AssignmentFailure;
@@ -44,6 +45,7 @@ pub struct Parts {
 
 /// The rest of the server's view of the discovery task.
 pub struct Discovery {
+    pub runtime: Arc<Runtime>,
     pub ledger: Rc<RefCell<Ledger>>,
     ledger_stats: RefCell<LedgerStats>,
     start_listeners: watch::Sender<bool>,
@@ -65,14 +67,21 @@ impl Discovery {
         let (events_tx, events) = mpsc::channel(1);
         let (late_tx, late) = mpsc::unbounded_channel();
         let secrets = parts.bootstrap.secrets.iter().map(|s| (s.name.clone(), s.kind.clone())).collect();
+        let runtime = Arc::new(Runtime::new(parts.bootstrap.runtime_layers.clone()));
+        runtime.count_in(&parts.services.registry);
+        let awaited_layers = parts.bootstrap.rtds.iter().map(|(name, _)| name.clone()).collect();
+        let stats = DiscoveryStats::new(&parts.services.registry, parts.bootstrap.ads.is_some());
         let task = Task {
-            stats: DiscoveryStats::new(&parts.services.registry, parts.bootstrap.ads.is_some()),
+            runtime: runtime.clone(),
+            awaited_layers,
             streams: Streams::new(
                 parts.services.clone(),
                 parts.bootstrap.clone(),
                 events_tx,
                 parts.reject_unknown_fields,
+                stats.control_plane.as_ref().map(ControlPlaneStats::limits),
             ),
+            stats,
             services: parts.services,
             assignments: parts.assignments,
             listeners: parts.listeners,
@@ -85,6 +94,7 @@ impl Discovery {
             whole: Vec::new(),
             connected: HashSet::new(),
             warned: HashSet::new(),
+            noticed: Vec::new(),
             late: late_tx,
             listeners_started: false,
             cold_clusters: Pending::default(),
@@ -93,7 +103,7 @@ impl Discovery {
             listeners_answered: listeners_tx,
         };
         tokio::task::spawn_local(task.run(parts.wants, events, late, start_listeners_rx));
-        Rc::new(Discovery { ledger, ledger_stats, start_listeners, clusters_answered, listeners_answered })
+        Rc::new(Discovery { runtime, ledger, ledger_stats, start_listeners, clusters_answered, listeners_answered })
     }
 
     /// Brings the gauges of the ledger up to date; called before they are read.
@@ -124,6 +134,7 @@ impl Discovery {
 enum Late {
     Clusters,
     Listeners,
+    Layer(Arc<str>),
     Resource(Kind, Key),
 }
 
@@ -145,6 +156,9 @@ struct Task {
     bootstrap: Arc<Bootstrap>,
     /// Kept from one resource to the next: it knows the runtime values.
     context: Context,
+    runtime: Arc<Runtime>,
+    /// Runtime layers without a first answer: clusters are asked for when there are none.
+    awaited_layers: HashSet<Arc<str>>,
     reject_unknown_fields: bool,
     streams: Streams,
     ledger: Rc<RefCell<Ledger>>,
@@ -156,6 +170,8 @@ struct Task {
     connected: HashSet<StreamId>,
     /// Warnings already logged: one line per distinct warning.
     warned: HashSet<String>,
+    /// Fields without effect of the resource that was converted last.
+    noticed: Vec<String>,
     late: mpsc::UnboundedSender<Late>,
     /// The first clusters are warm and listeners were asked for.
     listeners_started: bool,
@@ -174,8 +190,9 @@ impl Task {
         mut late: mpsc::UnboundedReceiver<Late>,
         mut start_listeners: watch::Receiver<bool>,
     ) {
-        if let Some(source) = self.bootstrap.cds.clone() {
-            self.subscribe_all(&source, TypeUrl::CLUSTER, Late::Clusters);
+        self.subscribe_layers();
+        if self.awaited_layers.is_empty() {
+            self.subscribe_clusters();
         }
         let (clusters, listeners) = (self.services.clusters.clone(), self.listeners.clone());
         loop {
@@ -199,14 +216,49 @@ impl Task {
         }
     }
 
+    fn subscribe_layers(&mut self) {
+        for (name, source) in &self.bootstrap.clone().rtds {
+            match self.streams.client(source, &TypeUrl::RUNTIME, Some(name)) {
+                Ok((_, client)) => {
+                    self.ledger.borrow_mut().requested(&TypeUrl::RUNTIME, name);
+                    client.subscribe(&TypeUrl::RUNTIME, Subscription::names([name.to_string()]));
+                    self.arm(source.initial_fetch_timeout, Late::Layer(name.clone()));
+                }
+                Err(reason) => {
+                    tracing::error!("runtime layer {name}: {reason}");
+                    self.awaited_layers.remove(name);
+                }
+            }
+        }
+    }
+
+    /// A runtime layer has its first values, or will not have any in time: with the last of them clusters are asked for.
+    fn layer_answered(&mut self, name: &str) {
+        if self.awaited_layers.remove(name) && self.awaited_layers.is_empty() {
+            self.subscribe_clusters();
+        }
+    }
+
+    fn subscribe_clusters(&mut self) {
+        if let Some(source) = self.bootstrap.cds.clone() {
+            self.subscribe_all(&source, TypeUrl::CLUSTER, Late::Clusters);
+        }
+    }
+
+    /// Values of a runtime layer; they hold for what is converted from now on.
+    fn set_layer(&mut self, name: &str, values: &Values) {
+        self.runtime.set_rtds(name, values);
+        self.context.runtime = self.runtime.values();
+    }
+
     /// Everything of a type: clusters or listeners.
     fn subscribe_all(&mut self, source: &ConfigSource, type_url: TypeUrl, late: Late) {
-        if let Some(stats) = self.stats.whole(&type_url) {
-            stats.subscribed();
-        }
         match self.streams.client(source, &type_url, None) {
             Ok((stream, client)) => {
                 client.subscribe(&type_url, Subscription::Wildcard);
+                if let Some(stats) = self.stats.whole(&type_url).filter(|_| stream.is_connection()) {
+                    stats.subscribed();
+                }
                 self.whole.push((type_url, stream));
             }
             Err(reason) => tracing::error!("{}: {reason}", type_url.message_name()),
@@ -240,6 +292,13 @@ impl Task {
                 self.listeners_answered.send_replace(true);
             }
             Late::Clusters | Late::Listeners => {}
+            Late::Layer(name) => {
+                if self.awaited_layers.contains(&name) {
+                    tracing::warn!("gRPC config: initial fetch timed out for runtime layer {name}");
+                    self.ledger.borrow_mut().timed_out(&TypeUrl::RUNTIME, &name);
+                    self.layer_answered(&name);
+                }
+            }
             Late::Resource(kind, key) => {
                 if self.is_waiting(kind, &key) {
                     tracing::warn!("gRPC config: initial fetch timed out for {kind:?} {}", key.name);
@@ -311,13 +370,13 @@ impl Task {
                 self.ledger.borrow_mut().requested(&type_url, &key.name);
                 if first {
                     interest.stats = subscription_stats(&self.services, kind, &key);
-                    if let Some(stats) = &interest.stats
-                        && stream != StreamId::Ads
-                        && stream.is_connection()
-                    {
-                        // a stream that serves others already
-                        let connected = self.connected.contains(&stream);
-                        stats.control_plane().connected_state.set(u64::from(connected));
+                    if let Some(stats) = interest.stats.as_ref().filter(|_| stream.is_connection()) {
+                        stats.subscribed();
+                        if stream != StreamId::Ads {
+                            // it may serve others already
+                            let connected = self.connected.contains(&stream);
+                            stats.control_plane().connected_state.set(u64::from(connected));
+                        }
                     }
                     client.subscribe(&type_url, Subscription::names([key.name.to_string()]));
                 } else {
@@ -441,7 +500,6 @@ fn subscription_stats(services: &Services, kind: Kind, key: &Key) -> Option<Box<
             SubscriptionStats::of_routes(services.registry.scope(&format!("{prefix}rds.{}.", key.name)))
         }
     };
-    stats.subscribed();
     Some(Box::new(stats))
 }
 

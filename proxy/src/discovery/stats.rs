@@ -107,9 +107,30 @@ pub struct ControlPlaneStats {
     /// 1 while connected.
     pub connected_state: Gauge,
     pub identifier: TextReadout,
-    /// Requests that wait because of `rate_limit_settings`.
-    _pending_requests: Gauge,
-    _rate_limit_enforced: Counter,
+    limits: LimitStats,
+}
+
+/// What `rate_limit_settings` do to requests.
+#[derive(Clone)]
+pub struct LimitStats {
+    pending_requests: Gauge,
+    rate_limit_enforced: Counter,
+}
+
+impl std::fmt::Debug for LimitStats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LimitStats")
+    }
+}
+
+impl xds_client::Stats for LimitStats {
+    fn rate_limited(&self) {
+        self.rate_limit_enforced.inc();
+    }
+
+    fn pending_requests(&self, waiting: usize) {
+        self.pending_requests.set(waiting as u64);
+    }
 }
 
 impl ControlPlaneStats {
@@ -118,9 +139,15 @@ impl ControlPlaneStats {
         ControlPlaneStats {
             connected_state: scope.gauge("connected_state"),
             identifier: scope.text_readout("identifier"),
-            _pending_requests: scope.gauge("pending_requests"),
-            _rate_limit_enforced: scope.counter("rate_limit_enforced"),
+            limits: LimitStats {
+                pending_requests: scope.gauge("pending_requests"),
+                rate_limit_enforced: scope.counter("rate_limit_enforced"),
+            },
         }
+    }
+
+    pub fn limits(&self) -> LimitStats {
+        self.limits.clone()
     }
 }
 
@@ -147,7 +174,7 @@ pub struct DiscoveryStats {
     pub listeners: SubscriptionStats,
     /// Of the aggregated stream, if the bootstrap has one.
     pub control_plane: Option<ControlPlaneStats>,
-    types: [(TypeUrl, TypeStats); 5],
+    types: [(TypeUrl, TypeStats); 6],
 }
 
 impl DiscoveryStats {
@@ -158,6 +185,7 @@ impl DiscoveryStats {
             (TypeUrl::ROUTE, "rds"),
             (TypeUrl::ENDPOINT, "eds"),
             (TypeUrl::SECRET, "sds"),
+            (TypeUrl::RUNTIME, "rtds"),
         ];
         DiscoveryStats {
             clusters: SubscriptionStats::new(registry.scope("cluster_manager.cds."), &[]),

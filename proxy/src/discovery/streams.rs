@@ -1,5 +1,6 @@
 //! The xDS streams: one aggregated, and one for each source and type (for secrets: and name) that has its own.
 
+use super::stats::LimitStats;
 use crate::config::model::{ApiConfigSource, Bootstrap, ConfigSource, ConfigSourceKind, GrpcTarget, PathSource};
 use crate::services::Services;
 use std::collections::HashMap;
@@ -7,7 +8,8 @@ use std::fmt;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use xds_client::{
-    Client, Connect, Event, Events, FileOptions, Method, Mode, Options, RestOptions, Target, TargetConnector, TypeUrl,
+    Client, Connect, Event, Events, FileOptions, Method, Mode, Options, RateLimit, RestOptions, Target,
+    TargetConnector, TypeUrl,
 };
 
 /// How this program names itself to control planes.
@@ -67,6 +69,8 @@ pub struct Streams {
     events: mpsc::Sender<(StreamId, Event)>,
     clients: HashMap<StreamId, Client>,
     reject_unknown_fields: bool,
+    /// Of the aggregated stream.
+    limits: Option<LimitStats>,
 }
 
 impl Streams {
@@ -75,8 +79,9 @@ impl Streams {
         bootstrap: Arc<Bootstrap>,
         events: mpsc::Sender<(StreamId, Event)>,
         reject_unknown_fields: bool,
+        limits: Option<LimitStats>,
     ) -> Streams {
-        Streams { services, bootstrap, events, clients: HashMap::new(), reject_unknown_fields }
+        Streams { services, bootstrap, events, clients: HashMap::new(), reject_unknown_fields, limits }
     }
 
     /// The stream that serves a resource of this source, whether it is open or not.
@@ -144,13 +149,20 @@ impl Streams {
             }
             (Some(_), Method::Aggregated) => Err("ads_config is a stream of gRPC, it cannot be polled".into()),
             (None, method) => {
-                let options = Options {
+                let mut options = Options {
                     mode: if api.delta { Mode::Delta } else { Mode::Sotw },
                     method,
                     set_node_on_first_message_only: api.set_node_on_first_message_only,
                     user_agent: USER_AGENT.into(),
+                    rate_limit: api.rate_limit.map(|limit| RateLimit {
+                        burst: limit.max_tokens,
+                        per_second: limit.per_kilosecond as f64 / 1000.0,
+                    }),
                     ..Options::new(node)
                 };
+                if let (Method::Aggregated, Some(limits)) = (&options.method, &self.limits) {
+                    options.stats = Arc::new(limits.clone());
+                }
                 Ok(Client::start(options, connector))
             }
         }

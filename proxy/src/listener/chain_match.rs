@@ -93,22 +93,23 @@ impl ChainMatch {
         let mut compiled = ChainMatch::default();
         for (at, chain) in chains.iter().enumerate() {
             let path = format!("filter_chains[{at}].filter_chain_match");
-            if let Some(same) = chains[..at].iter().find(|other| other.matcher == chain.matcher) {
-                let message = format!(
-                    "filter chain '{}' has the same matching rules defined as '{}'. duplicate matcher is: {:?}",
-                    chain.name, same.name, chain.matcher
-                );
-                return Err(ConfigError::new(path, message));
-            }
             if let Some(name) = chain.matcher.server_names.iter().find(|n| n.trim_start_matches("*.").contains('*')) {
                 let message = format!("{name:?}: partial wildcards are not supported in server_names");
                 return Err(ConfigError::new(path, message));
             }
             compiled.insert(&chain.matcher, at).map_err(|taken: usize| {
-                let message = format!(
-                    "multiple filter chains with overlapping matching rules are defined: '{}' and '{}'",
-                    chains[taken].name, chain.name
-                );
+                let taken = &chains[taken];
+                let message = if taken.matcher == chain.matcher {
+                    format!(
+                        "filter chain '{}' has the same matching rules defined as '{}'. duplicate matcher is: {:?}",
+                        chain.name, taken.name, chain.matcher
+                    )
+                } else {
+                    format!(
+                        "multiple filter chains with overlapping matching rules are defined: '{}' and '{}'",
+                        taken.name, chain.name
+                    )
+                };
                 ConfigError::new(path, message)
             })?;
         }

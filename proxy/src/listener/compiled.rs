@@ -3,8 +3,8 @@
 use super::chain_match::ChainMatch;
 use super::stats::ListenerStats;
 use crate::access_log::AccessLogs;
-use crate::config::ConfigError;
 use crate::config::model::{Address, DownstreamTransport, FilterChainConfig, ListenerConfig, ListenerFilterConfig};
+use crate::config::{ConfigError, both, each_of};
 use crate::drain::Drain;
 use crate::network::NetworkChain;
 use crate::services::Services;
@@ -36,6 +36,14 @@ pub(super) struct Listener {
     pub drain: Drain,
 }
 
+/// Builds everything that a listener would be served with, binds nothing, and lets it go again.
+///
+/// # Errors
+/// The path of what cannot be compiled.
+pub fn check(config: &Arc<ListenerConfig>, services: &Arc<Services>) -> Result<(), ConfigError> {
+    Listener::compile(config.clone(), None, services, 1).map(drop)
+}
+
 impl Listener {
     /// `kept` is the running listener when only filter chains differ: its drain, counters and equal chains live on.
     ///
@@ -56,11 +64,9 @@ impl Listener {
                 None => Chain::compile(chain, &scope, services, &drain).map(Arc::new),
             }
         };
-        let chain_match = ChainMatch::compile(&config.filter_chains)?;
-        let mut chains = Vec::with_capacity(config.filter_chains.len());
-        for (at, chain) in config.filter_chains.iter().enumerate() {
-            chains.push(make(chain).map_err(|e| e.inside(&format!("filter_chains[{at}]")))?);
-        }
+        let chain_match = ChainMatch::compile(&config.filter_chains);
+        let chains = each_of("filter_chains", &config.filter_chains, make);
+        let (chain_match, chains) = both(chain_match, chains)?;
         let default_chain =
             config.default_filter_chain.as_ref().map(make).transpose().map_err(|e| e.inside("default_filter_chain"))?;
         let access_logs = match config.access_log.as_slice() {

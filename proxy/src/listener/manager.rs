@@ -344,12 +344,12 @@ impl ListenerManager {
     }
 
     /// Whether a version of this listener waits for something.
-    pub fn warms(&self, name: &str) -> bool {
+    pub fn is_warming(&self, name: &str) -> bool {
         self.state.borrow().listeners.get(name).is_some_and(|slot| slot.warming.is_some())
     }
 
     /// Whether a version of this listener that was removed or replaced drains.
-    pub fn drains(&self, name: &str) -> bool {
+    pub fn is_draining(&self, name: &str) -> bool {
         self.state.borrow().draining.contains_key(name)
     }
 

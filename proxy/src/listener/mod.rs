@@ -14,6 +14,7 @@ mod stats;
 mod tests;
 mod worker;
 
+pub use compiled::check;
 pub use manager::ListenerManager;
 pub use worker::{Order, run_worker};
 

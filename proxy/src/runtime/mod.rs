@@ -169,6 +169,11 @@ impl Runtime {
         outcome
     }
 
+    /// All values that hold.
+    pub fn values(&self) -> Values {
+        self.state().merged.clone()
+    }
+
     /// The number under a key.
     pub fn number(&self, key: &str) -> Option<f64> {
         self.state().merged.get(key).and_then(as_number)

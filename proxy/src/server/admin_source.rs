@@ -5,12 +5,13 @@ use super::memory::Memory;
 use super::state::Lifecycle;
 use crate::admin::{
     AdminSource, ClusterView, ConfigDumpQuery, DrainOptions, EdsHealth, HealthView, HostView, LedgerQuery,
-    ListenerView, MemoryView, Refusal, RuntimeView, ServerInfo, Thresholds,
+    ListenerView, MemoryView, Pieces, Refusal, RuntimeView, ServerInfo, Thresholds,
 };
 use crate::cli::Options;
 use crate::config::model::{self, Address, Bootstrap, HealthStatus};
-use crate::discovery::{Discovery, StaticConfig};
+use crate::discovery::{Discovery, DumpParts, StaticConfig};
 use crate::listener::ListenerManager;
+use crate::runtime::Snapshot;
 use crate::services::Services;
 use crate::stats::Registry;
 use crate::tls::CertificateView;
@@ -72,10 +73,16 @@ impl AdminSource for Source {
             .collect()
     }
 
-    fn config_dump(&self, query: &ConfigDumpQuery) -> Result<Value, Refusal> {
+    fn config_dump(&self, query: &ConfigDumpQuery) -> Result<Pieces, Refusal> {
         let mut ledger = self.discovery.ledger.borrow_mut();
         ledger.settle();
-        ledger.dump(&self.static_config, query).map_err(|message| Refusal { status: 400, message })
+        let clusters = if query.include_eds { self.services.clusters.clusters() } else { Vec::new() };
+        let node = &self.bootstrap.node.message;
+        let dump = DumpParts::new(&ledger, &self.static_config, node, &clusters, query).and_then(|p| p.dump(query));
+        match dump {
+            Ok(dump) => Ok(Box::new(dump)),
+            Err(error) => Err(Refusal { status: error.status, message: error.message }),
+        }
     }
 
     fn ledger(&self, query: &LedgerQuery) -> Result<String, Refusal> {
@@ -139,9 +146,8 @@ impl AdminSource for Source {
     }
 
     fn runtime(&self) -> RuntimeView {
-        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        let entries = self.bootstrap.runtime.iter().map(|(key, value)| (key.clone(), vec![text(value)], text(value)));
-        RuntimeView { layers: vec!["static".into()], entries: entries.collect() }
+        let Snapshot { layers, entries } = self.discovery.runtime.snapshot();
+        RuntimeView { layers, entries }
     }
 
     /// No runtime value changes anything after start: saying so is better than storing what nobody reads.

@@ -1,11 +1,12 @@
-//! Reading the bootstrap: files and text in, one message and its checked model out.
+//! Reading configuration: files and text in, one message and its checked model out.
 
-use crate::cli::Options;
-use crate::config::{self, Context, model};
+use crate::cli::{Mode, Options};
+use crate::config::answers::Deprecated;
+use crate::config::{self, Checked, ConfigError, Context, ProblemKind, StaticResources, model};
 use bytes::Bytes;
 use std::path::Path;
 use std::time::SystemTime;
-use xds_protos::{Descriptors, Format, LoadError, ParseOptions};
+use xds_protos::{Descriptors, Format, LoadError, Node, ParseOptions, Parsed, Value, load_json, load_yaml};
 
 const BOOTSTRAP: &str = "envoy.config.bootstrap.v3.Bootstrap";
 
@@ -14,68 +15,204 @@ pub struct Loaded {
     pub model: model::Bootstrap,
     /// The message, for /config_dump.
     pub bytes: Bytes,
-    /// Paths of unknown fields that were allowed.
-    pub unknown_fields: Vec<String>,
-    /// Deprecated fields in use: path and full name.
-    pub deprecated_fields: Vec<(String, String)>,
-    /// Fields without effect: path and meaning.
-    pub warnings: Vec<(String, String)>,
+    pub notices: Notices,
     pub at: SystemTime,
 }
 
-/// Reads `--config-path`, merges `--config-yaml` over it and checks the result.
-///
-/// # Errors
-/// One line: the file, the field's path, what was found and what is expected.
-pub fn load(options: &Options) -> Result<Loaded, String> {
-    let descriptors = Descriptors::shared();
-    let mut bytes = Vec::new();
-    let mut unknown_fields = Vec::new();
-    let mut source = "--config-yaml".to_owned();
-    let mut deprecated_fields = Vec::new();
-    let mut parse = |text: &str, name: &str, format: Format| -> Result<Vec<u8>, String> {
-        let allow_unknown_fields = options.allow_unknown_static_fields;
-        let parse_options = ParseOptions { allow_unknown_fields, file: Some(name) };
-        let parsed = descriptors.parse(BOOTSTRAP, text, format, parse_options).map_err(|errors| one_line(&errors))?;
-        unknown_fields.extend(parsed.unknown_fields.into_iter().map(|f| f.path));
-        deprecated_fields.extend(parsed.deprecated.into_iter().map(|f| (f.path, f.name)));
-        Ok(parsed.bytes)
+/// What a person should hear of a configuration that is not refused for it.
+#[derive(Default)]
+pub struct Notices {
+    /// Unknown fields that were allowed: paths.
+    pub unknown_fields: Vec<String>,
+    /// Deprecated fields in use.
+    pub deprecated_fields: Vec<Deprecated>,
+    /// Fields without effect.
+    pub warnings: Vec<Warning>,
+}
+
+/// A field without effect.
+pub struct Warning {
+    /// The resource that has it, as a person calls it: `cluster 'a'`; empty outside of static resources.
+    pub resource: String,
+    pub path: String,
+    pub meaning: String,
+}
+
+impl std::fmt::Display for Warning {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if !self.resource.is_empty() {
+            write!(f, "{}: ", self.resource)?;
+        }
+        write!(f, "{}: {}", self.path, self.meaning)
+    }
+}
+
+impl Notices {
+    /// Adds what a conversion noticed.
+    pub fn add(&mut self, notices: config::Notices, resources: &StaticResources) {
+        self.unknown_fields.extend(notices.unknown);
+        self.deprecated_fields.extend(notices.deprecated);
+        self.warnings.extend(notices.warnings.into_iter().map(|(path, meaning)| {
+            let resource = resources.name_of(&path).unwrap_or_default();
+            Warning { resource, path, meaning }
+        }));
+    }
+}
+
+/// Text that was read into a message, as far as it could be.
+pub struct Input {
+    /// What a person calls it: the file's path, or the flag.
+    pub source: String,
+    pub bytes: Vec<u8>,
+    pub unknown_fields: Vec<String>,
+    /// What is wrong with the text itself.
+    pub problems: Vec<ConfigError>,
+    /// What stands there instead of a bootstrap: resources. Only `--mode validate` takes them.
+    pub resources: Option<Node>,
+}
+
+/// Name of what `options` have us read.
+pub fn source(options: &Options) -> String {
+    options.config_path.as_ref().map_or_else(|| "--config-yaml".to_owned(), |path| path.display().to_string())
+}
+
+/// Reads `--config-path` and merges `--config-yaml` over it.
+pub fn read(options: &Options) -> Input {
+    let mut input = Input {
+        source: source(options),
+        bytes: Vec::new(),
+        unknown_fields: Vec::new(),
+        problems: Vec::new(),
+        resources: None,
     };
     if let Some(path) = &options.config_path {
-        source = path.display().to_string();
-        let content = std::fs::read(path)
-            .map_err(|e| format!("{source}: {}; pass a readable file to --config-path", plain(&e)))?;
-        bytes = match extension(path) {
-            "pb" => content,
-            "pb_text" | "textproto" => {
-                return Err(format!("{source}: protobuf text is not read here; convert it to YAML or JSON"));
-            }
-            _ => {
-                let text = String::from_utf8(content).map_err(|e| {
-                    format!("{source}: not UTF-8 at byte {}; expected YAML or JSON", e.utf8_error().valid_up_to())
-                })?;
-                parse(&text, &source, Format::of_file(&source))?
-            }
-        };
+        match extension(path) {
+            "pb" => match std::fs::read(path) {
+                Ok(content) => input.bytes = content,
+                Err(e) => input.problems.push(unreadable(&e)),
+            },
+            _ => match read_text(path) {
+                Ok(text) => input.take(&text, Format::of_file(&input.source), options),
+                Err(problem) => input.problems.push(problem),
+            },
+        }
     }
     if let Some(text) = &options.config_yaml {
         // protobuf merges a second message by decoding it after the first: scalars replaced, messages merged, lists joined
-        bytes.extend(parse(text, "--config-yaml", Format::Yaml)?);
+        input.take(text, Format::Yaml, options);
     }
-    let mut context = Context::default();
-    let mut model = config::bootstrap(&bytes, &mut context).map_err(|e| format!("{source}: {e}"))?;
-    override_node(&mut model.node, options);
-    Ok(Loaded {
-        model,
-        bytes: bytes.into(),
-        unknown_fields,
-        deprecated_fields,
-        warnings: context.notices.warnings,
-        at: SystemTime::now(),
+    input
+}
+
+impl Input {
+    fn take(&mut self, text: &str, format: Format, options: &Options) {
+        let allowed = options.allow_unknown_static_fields;
+        let node = match tree(text, format) {
+            Ok(node) if options.mode == Mode::Validate && holds_resources(&node) => {
+                self.resources = Some(node);
+                return;
+            }
+            other => other,
+        };
+        match node.and_then(|node| parse(BOOTSTRAP, &node, allowed, &mut self.problems)) {
+            Ok(parsed) => {
+                self.bytes.extend(parsed.bytes);
+                if allowed {
+                    self.unknown_fields.extend(parsed.unknown_fields.into_iter().map(|field| field.path));
+                }
+            }
+            Err(errors) => self.problems.extend(errors.into_iter().map(problem)),
+        }
+    }
+}
+
+/// An object with `@type`, a list of such, or a discovery response.
+fn holds_resources(node: &Node) -> bool {
+    matches!(node.value, Value::List(_)) || node.get("@type").is_some() || node.get("resources").is_some()
+}
+
+/// Reads a text as YAML or JSON.
+fn tree(text: &str, format: Format) -> Result<Node, Vec<LoadError>> {
+    match format {
+        Format::Yaml => load_yaml(text, None),
+        Format::Json => load_json(text, None),
+    }
+    .map_err(|error| vec![error])
+}
+
+/// Reads a tree as a message. Unknown fields that are not allowed are problems, but not the end: what is known is read.
+pub fn parse(
+    full_name: &str,
+    node: &Node,
+    allow_unknown_fields: bool,
+    problems: &mut Vec<ConfigError>,
+) -> Result<Parsed, Vec<LoadError>> {
+    let read = |allow| {
+        Descriptors::shared().parse_node(full_name, node, ParseOptions { allow_unknown_fields: allow, file: None })
+    };
+    match read(allow_unknown_fields) {
+        Err(errors) if !allow_unknown_fields => match read(true) {
+            Ok(parsed) => {
+                problems.extend(errors.into_iter().map(problem));
+                Ok(parsed)
+            }
+            Err(_) => Err(errors),
+        },
+        outcome => outcome,
+    }
+}
+
+/// A file's text.
+///
+/// # Errors
+/// Files that cannot be read, that are no UTF-8, or whose format is not read here.
+fn read_text(path: &Path) -> Result<String, ConfigError> {
+    if matches!(extension(path), "pb_text" | "textproto") {
+        let message = "protobuf text is not read here; convert it to YAML or JSON";
+        return Err(ConfigError::new("", message).of_kind(ProblemKind::Syntax));
+    }
+    let content = std::fs::read(path).map_err(|e| unreadable(&e))?;
+    String::from_utf8(content).map_err(|e| {
+        let message = format!("not UTF-8 at byte {}; expected YAML or JSON", e.utf8_error().valid_up_to());
+        ConfigError::new("", message).of_kind(ProblemKind::Syntax)
     })
 }
 
-fn override_node(node: &mut model::Node, options: &Options) {
+fn unreadable(error: &std::io::Error) -> ConfigError {
+    ConfigError::new("", format!("{}; pass a readable file to --config-path", plain(error)))
+}
+
+/// What the loader found, as a problem like all others.
+pub fn problem(error: LoadError) -> ConfigError {
+    let place = match error.at.line {
+        0 => String::new(),
+        line => format!(" (line {line}, column {})", error.at.column),
+    };
+    let message = format!("found {}, expected {}{place}", error.found, error.expected);
+    ConfigError::new(error.path, message).of_kind(ProblemKind::Syntax)
+}
+
+/// Reads the bootstrap and checks it.
+///
+/// # Errors
+/// One line per problem: the file, the field's path, what was found and what is expected.
+pub fn load(options: &Options) -> Result<Loaded, String> {
+    let Input { source, bytes, unknown_fields, mut problems, resources: _ } = read(options);
+    let mut context = Context::default();
+    let checked = if problems.is_empty() { config::check_bootstrap(&bytes, &mut context) } else { Checked::default() };
+    problems.extend(checked.problems.into_iter().flat_map(ConfigError::into_problems));
+    let Some(mut model) = checked.bootstrap.filter(|_| problems.is_empty()) else {
+        let lines: Vec<String> = problems.iter().map(|problem| format!("{source}: {problem}")).collect();
+        return Err(lines.join("\n"));
+    };
+    override_node(&mut model.node, options);
+    let mut notices = Notices { unknown_fields, ..Notices::default() };
+    notices.add(context.notices, &checked.resources);
+    Ok(Loaded { model, bytes: bytes.into(), notices, at: SystemTime::now() })
+}
+
+/// What the flags say of the node stands above what the bootstrap says.
+pub fn override_node(node: &mut model::Node, options: &Options) {
     if !options.service_node.is_empty() {
         node.id.clone_from(&options.service_node);
         node.message.id.clone_from(&options.service_node);
@@ -88,13 +225,6 @@ fn override_node(node: &mut model::Node, options: &Options) {
         node.zone.clone_from(&options.service_zone);
         node.message.locality.get_or_insert_default().zone.clone_from(&options.service_zone);
     }
-}
-
-/// One line for several problems: the first, and how many more there are.
-fn one_line(errors: &[LoadError]) -> String {
-    let first = errors.first().map_or_else(|| "cannot be read".to_owned(), LoadError::to_string);
-    let more = errors.len().saturating_sub(1);
-    if more > 0 { format!("{first} (and {more} more)") } else { first }
 }
 
 fn extension(path: &Path) -> &str {

@@ -5,6 +5,7 @@ mod load;
 pub mod logging;
 mod memory;
 mod state;
+mod validate;
 mod worker;
 
 pub use memory::Memory;
@@ -13,18 +14,18 @@ pub use state::{Lifecycle, State};
 use crate::access_log::{AccessLogs, LogFiles};
 use crate::admin::Admin;
 use crate::cli::{Mode, Options};
-use crate::config::model::AdminConfig;
+use crate::config::model::{AdminConfig, Bootstrap};
 use crate::discovery::{Discovery, Parts, StaticConfig};
 use crate::drain::Drain;
 use crate::listener::ListenerManager;
-use crate::network::NetworkChain;
 use crate::services::Services;
 use crate::slots::{Kind, Store};
 use crate::stats::Registry;
-use crate::tls::{DownstreamContext, Secrets};
+use crate::tls::Secrets;
 use crate::upstream::ClusterManager;
 use bytes::Bytes;
 use load::Loaded;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -38,8 +39,10 @@ use xds_client::TypeUrl;
 pub fn run(options: Options) -> ExitCode {
     match try_run(options) {
         Ok(code) => code,
-        Err(line) => {
-            eprintln!("outrigger: {line}");
+        Err(lines) => {
+            for line in lines.lines() {
+                eprintln!("outrigger: {line}");
+            }
             ExitCode::FAILURE
         }
     }
@@ -60,28 +63,38 @@ fn try_run(options: Options) -> Result<ExitCode, String> {
     logging::parse_component_levels(&options.component_log_level)
         .and_then(|changes| logging::set_levels(&changes))
         .map_err(|e| format!("--component-log-level: {e}"))?;
+    let runtime = worker::local_runtime().map_err(|e| format!("cannot start the control thread: {e}"))?;
+    if options.mode == Mode::Validate {
+        return Ok(runtime.block_on(async { validate::run(&options) }));
+    }
     let loaded = load::load(&options)?;
     if let Some(format) = &loaded.model.log_format {
         logging::set_format(format);
     }
-    for field in &loaded.unknown_fields {
-        tracing::warn!("unknown field ignored: {field}");
+    log_notices(&loaded.notices, &options);
+    runtime.block_on(serve(options, loaded))
+}
+
+/// Warnings that are logged one by one; there may be as many as the configuration has fields.
+const LOGGED: usize = 200;
+
+/// One line for each thing that a person should know of a configuration that was not refused for it.
+fn log_notices(notices: &load::Notices, options: &Options) {
+    for field in notices.unknown_fields.iter().take(LOGGED) {
+        tracing::warn!("Unknown field: {field}");
     }
     if !options.skip_deprecated_logs {
-        for (path, name) in &loaded.deprecated_fields {
-            tracing::warn!("{path}: deprecated field {name}");
+        for field in notices.deprecated_fields.iter().take(LOGGED) {
+            tracing::warn!("Deprecated field: {field} ({})", field.path);
         }
     }
-    for (path, meaning) in &loaded.warnings {
-        tracing::warn!("{path}: {meaning}");
+    for warning in notices.warnings.iter().take(LOGGED) {
+        tracing::warn!("{warning}");
     }
-    let runtime = worker::local_runtime().map_err(|e| format!("cannot start the control thread: {e}"))?;
-    runtime.block_on(async {
-        match options.mode {
-            Mode::Validate => validate(&options, loaded),
-            Mode::Serve | Mode::InitOnly => serve(options, loaded).await,
-        }
-    })
+    let more = notices.warnings.len().saturating_sub(LOGGED);
+    if more > 0 {
+        tracing::warn!("{more} more fields have no effect; --mode validate --format json lists them all");
+    }
 }
 
 fn program() -> String {
@@ -95,13 +108,13 @@ struct Foundation {
     wants: mpsc::UnboundedReceiver<crate::slots::Want>,
 }
 
-fn foundation(options: &Options, loaded: &Loaded) -> Foundation {
+fn foundation(options: &Options, bootstrap: &Bootstrap) -> Foundation {
     let (wants_tx, wants) = mpsc::unbounded_channel();
-    let registry = Registry::new(loaded.model.stats.clone());
+    let registry = Registry::new(bootstrap.stats.clone());
     let secrets = Secrets::new(Store::new(Kind::Secret, wants_tx.clone()));
     let assignments = Arc::new(Store::new(Kind::Assignment, wants_tx.clone()));
     let clusters =
-        ClusterManager::new(registry.clone(), secrets.clone(), assignments.clone(), loaded.model.local_cluster.clone());
+        ClusterManager::new(registry.clone(), secrets.clone(), assignments.clone(), bootstrap.local_cluster.clone());
     let services = Arc::new(Services {
         registry,
         secrets,
@@ -109,55 +122,33 @@ fn foundation(options: &Options, loaded: &Loaded) -> Foundation {
         routes: Arc::new(Store::new(Kind::Route, wants_tx)),
         log_files: LogFiles::new(Duration::from_millis(options.file_flush_interval_msec)),
         drain: Drain::root(options.strategy()),
-        node_id: loaded.model.node.id.clone(),
-        node_cluster: loaded.model.node.cluster.clone(),
+        node_id: bootstrap.node.id.clone(),
+        node_cluster: bootstrap.node.cluster.clone(),
     });
     Foundation { services, assignments, wants }
 }
 
-/// `--mode validate`: builds everything that serving would build, and binds nothing.
-fn validate(options: &Options, loaded: Loaded) -> Result<ExitCode, String> {
-    let Foundation { services, .. } = foundation(options, &loaded);
-    let name = options.config_path.as_ref().map_or("--config-yaml".into(), |p| p.display().to_string());
-    for cluster in &loaded.model.clusters {
-        services
-            .clusters
-            .add_or_update(cluster.clone(), false)
-            .map_err(|e| format!("{name}: cluster '{}': {e}", cluster.name))?;
-    }
-    for listener in &loaded.model.listeners {
-        for chain in listener.filter_chains.iter().chain(&listener.default_filter_chain) {
-            let in_listener = |e: crate::config::ConfigError| format!("{name}: listener '{}': {e}", listener.name);
-            NetworkChain::compile(&chain.filters, "listener.", &services).map_err(in_listener)?;
-            if let crate::config::model::DownstreamTransport::Tls(tls) = &chain.transport {
-                DownstreamContext::new(tls.clone(), &services.secrets, &services.registry.scope("listener."))
-                    .map_err(in_listener)?;
-            }
-        }
-    }
-    println!("configuration '{name}' OK");
-    Ok(ExitCode::SUCCESS)
-}
-
 async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
     let workers = options.workers();
+    let source = load::source(&options);
     tracing::info!("initializing {} with {workers} workers", crate::cli::version());
-    let Foundation { services, assignments, wants } = foundation(&options, &loaded);
+    let Foundation { services, assignments, wants } = foundation(&options, &loaded.model);
     // only the first server of a process (tests have several) gets what libraries count
     let _ = metrics::set_global_recorder(crate::stats::Facade::new(services.registry.clone()));
     services.registry.adopt_thread();
     let lifecycle = Lifecycle::new(&services.registry, workers, services.drain.clone());
-    lifecycle.count_unknown_static_fields(loaded.unknown_fields.len());
+    lifecycle.count_notices(&loaded.notices);
     let spawned = worker::spawn(workers, &services).map_err(|e| format!("cannot start worker threads: {e}"))?;
     let listeners = ListenerManager::new(services.clone(), spawned.orders, options.drain_time());
     let bootstrap = Arc::new(loaded.model);
     let (quit_tx, mut quit) = mpsc::unbounded_channel();
 
-    for cluster in &bootstrap.clusters {
+    for (place, cluster) in bootstrap.clusters.iter().enumerate() {
+        let path = format!("static_resources.clusters[{place}]");
         services
             .clusters
             .add_or_update(cluster.clone(), false)
-            .map_err(|e| format!("static_resources: cluster '{}': {e}", cluster.name))?;
+            .map_err(|e| format!("{source}: {}", e.inside(&path)))?;
     }
     let discovery = Discovery::start(Parts {
         services: services.clone(),
@@ -167,7 +158,7 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
         bootstrap: bootstrap.clone(),
         reject_unknown_fields: options.reject_unknown_dynamic_fields,
     });
-    record_static(&discovery, &loaded.bytes, &loaded.warnings);
+    record_static(&discovery, &loaded.bytes, &loaded.notices.warnings);
     if let Some(admin) = &bootstrap.admin {
         let source = admin_source::Source {
             options: options.clone(),
@@ -181,10 +172,20 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
         };
         start_admin(admin, source, options.admin_address_path.as_deref()).await?;
     }
-    for listener in &bootstrap.listeners {
+    let mut names = HashSet::new();
+    for (place, listener) in bootstrap.listeners.iter().enumerate() {
+        if !names.insert(&listener.name) {
+            // as in Envoy: what is static is not updated, not even by what is static
+            tracing::warn!(
+                "static_resources.listeners[{place}]: ignored, another listener is called '{}'",
+                listener.name
+            );
+            continue;
+        }
+        let path = format!("static_resources.listeners[{place}]");
         listeners
             .add_or_update(listener.clone(), false)
-            .map_err(|e| format!("static_resources: listener '{}': {e}", listener.name))?;
+            .map_err(|e| format!("{source}: listener '{}': {}", listener.name, e.inside(&path)))?;
     }
     let started = tokio::task::spawn_local(start_up(
         services.clone(),
@@ -259,18 +260,20 @@ async fn start_up(
     memory::forget_start_up();
 }
 
-fn record_static(discovery: &Discovery, bytes: &Bytes, warnings: &[(String, String)]) {
+fn record_static(discovery: &Discovery, bytes: &Bytes, warnings: &[load::Warning]) {
+    // by resource: there may be as many of both as the bootstrap has lines
+    let mut of_resource: HashMap<&str, Vec<String>> = HashMap::new();
+    for warning in warnings {
+        if let Some((holder, below)) = warning.path.split_once("].") {
+            of_resource.entry(holder).or_default().push(format!("{below}: {}", warning.meaning));
+        }
+    }
     let mut ledger = discovery.ledger.borrow_mut();
     for resource in crate::config::static_resources(bytes) {
         let type_url = TypeUrl::from_static(resource.type_url);
         ledger.record_static(&type_url, &resource.name, resource.bytes);
-        let of_it = warnings.iter().filter_map(|(path, meaning)| {
-            let below = path.strip_prefix(&resource.path)?.strip_prefix('.')?;
-            Some(format!("{below}: {meaning}"))
-        });
-        let of_it: Vec<String> = of_it.collect();
-        if !of_it.is_empty() {
-            ledger.warned(&type_url, &resource.name, &of_it);
+        if let Some(lines) = of_resource.get(resource.path.trim_end_matches(']')) {
+            ledger.warned(&type_url, &resource.name, lines);
         }
     }
 }

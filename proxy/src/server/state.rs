@@ -1,5 +1,6 @@
 //! Where the process stands: state, uptime and the `server.*` stats.
 
+use super::load::Notices;
 use super::memory::Memory;
 use crate::drain::Drain;
 use crate::stats::{Counter, Gauge, Histogram, Registry, TextReadout, Unit};
@@ -49,6 +50,10 @@ struct ServerStats {
     initialization_time_ms: Histogram,
     dynamic_unknown_fields: Counter,
     static_unknown_fields: Counter,
+    /// `outrigger.config.fields_warned`: fields of all configuration so far that are set and have no effect.
+    fields_warned: Counter,
+    /// `runtime.deprecated_feature_use`: deprecated fields of all configuration so far.
+    deprecated_feature_use: Counter,
     // set once and kept, because a stat lives as long as its handles
     _constant: [Gauge; 4],
     _version: TextReadout,
@@ -75,6 +80,8 @@ impl ServerStats {
             initialization_time_ms: scope.histogram("initialization_time_ms", Unit::Milliseconds),
             dynamic_unknown_fields: scope.counter("dynamic_unknown_fields"),
             static_unknown_fields: scope.counter("static_unknown_fields"),
+            fields_warned: registry.scope("outrigger.config.").counter("fields_warned"),
+            deprecated_feature_use: registry.scope("runtime.").counter("deprecated_feature_use"),
             _constant: [
                 constant("concurrency", workers as u64),
                 constant("hot_restart_epoch", 0),
@@ -122,10 +129,12 @@ impl Lifecycle {
         self.publish();
     }
 
-    /// Unknown fields of the bootstrap that `--allow-unknown-static-fields` let pass.
-    pub fn count_unknown_static_fields(&self, n: usize) {
-        self.stats.static_unknown_fields.add(n as u64);
+    /// Counts what was noticed of the bootstrap.
+    pub fn count_notices(&self, notices: &Notices) {
+        self.stats.static_unknown_fields.add(notices.unknown_fields.len() as u64);
         self.stats.dynamic_unknown_fields.add(0);
+        self.stats.fields_warned.add(notices.warnings.len() as u64);
+        self.stats.deprecated_feature_use.add(notices.deprecated_fields.len() as u64);
     }
 
     pub fn uptime(&self) -> Duration {

@@ -243,6 +243,11 @@ impl ClusterManager {
         true
     }
 
+    /// Whether a cluster of this name is live or warming.
+    pub fn has(&self, name: &str) -> bool {
+        self.state().clusters.contains_key(name)
+    }
+
     /// Names of clusters that wait for something.
     pub fn warming(&self) -> Vec<Arc<str>> {
         let state = self.state();
@@ -279,7 +284,7 @@ impl ClusterManager {
     }
 
     /// Whether any cluster waits for something.
-    pub fn is_warming(&self) -> bool {
+    pub fn any_warming(&self) -> bool {
         *self.warming.borrow() > 0
     }
 
@@ -313,7 +318,7 @@ impl ClusterManager {
     }
 
     /// Whether a version of this cluster waits for something.
-    pub fn warms(&self, name: &str) -> bool {
+    pub fn is_warming(&self, name: &str) -> bool {
         self.state().clusters.get(name).is_some_and(|entry| entry.warming.is_some())
     }
 

@@ -32,6 +32,18 @@ pub struct Deprecated {
     pub disallowed: bool,
 }
 
+impl std::fmt::Display for Deprecated {
+    /// Envoy's words for one that is refused, which tools look for.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = self.full_name.rsplit_once('.').map_or("", |(kind, _)| kind);
+        write!(
+            f,
+            "type {kind} Using deprecated option '{}'. This configuration will be removed from Envoy soon.",
+            self.full_name
+        )
+    }
+}
+
 /// Walks a message. Bytes that are none are walked as far as they go: decoding says what is wrong with them.
 pub fn walk(full_name: &str, bytes: &[u8]) -> Findings {
     let mut findings = Findings::default();

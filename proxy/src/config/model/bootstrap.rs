@@ -18,6 +18,10 @@ pub struct Bootstrap {
     pub stats_flush_interval: Duration,
     /// Final values of the static runtime layers, later layers over earlier ones.
     pub runtime: BTreeMap<String, serde_json::Value>,
+    /// All runtime layers, in order.
+    pub runtime_layers: Vec<crate::runtime::Layer>,
+    /// Where the RTDS layers come from: resource names and sources.
+    pub rtds: Vec<(Arc<str>, ConfigSource)>,
     /// `application_log_config.log_format`, when set.
     pub log_format: Option<LogFormat>,
     /// `local_cluster_name`, for zone-aware routing.

@@ -85,7 +85,7 @@ pub struct FilterChainConfig {
 }
 
 /// `FilterChainMatch`; empty lists match anything.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct FilterChainMatch {
     pub destination_port: Option<u16>,
     pub prefix_ranges: Vec<IpNet>,
@@ -100,7 +100,7 @@ pub struct FilterChainMatch {
     pub source_ports: Vec<u16>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum SourceType {
     #[default]
     Any,

@@ -81,6 +81,17 @@ pub struct ApiConfigSource {
     pub set_node_on_first_message_only: bool,
     /// A REST service that is asked again and again; `None`: gRPC.
     pub polling: Option<Polling>,
+    /// Most requests on the stream; `None`: no limit.
+    pub rate_limit: Option<RequestLimit>,
+}
+
+/// `rate_limit_settings`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RequestLimit {
+    /// Requests at once; default 100.
+    pub max_tokens: u32,
+    /// Requests in 1,000 s in the long run; default 10,000.
+    pub per_kilosecond: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,24 +1,38 @@
 //! `/config_dump`: the ledger in the shape of `envoy.admin.v3.ConfigDump`.
 //!
-//! Resources are printed from the bytes they came as.
+//! Resources are printed from the bytes they came as, one at a time and only as fast as the page is read: it may be a
+//! hundred times larger than what the ledger keeps.
 
+mod endpoints;
+mod entries;
 mod json;
+mod mask;
+mod sections;
+#[cfg(test)]
+mod tests;
 
 pub use json::write_json;
 
-use super::ledger::{Ledger, Record, State};
 use crate::admin::ConfigDumpQuery;
+use crate::discovery::ledger::{Api, Ledger};
+use crate::upstream::Cluster;
 use bytes::Bytes;
-use serde_json::{Map, Value, json};
+use mask::Mask;
+use prost::Message as _;
+use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::SystemTime;
 use time::OffsetDateTime;
-use xds_client::TypeUrl;
+use xds_protos::pb::envoy::admin::v3::BootstrapConfigDump;
+use xds_protos::pb::envoy::config::bootstrap::v3::Bootstrap;
+use xds_protos::pb::envoy::config::core::v3::Node;
+use xds_protos::table::Message;
 use xds_protos::{Descriptors, Style};
 
-const BOOTSTRAP: &str = "envoy.config.bootstrap.v3.Bootstrap";
 /// Secrets never leave the process.
 const REDACTED: Style = Style { redact: true, defaults: false };
+/// Text made at once.
+const CHUNK: usize = 32 * 1024;
 
 /// What the bootstrap was, for its section.
 pub struct StaticConfig {
@@ -26,228 +40,296 @@ pub struct StaticConfig {
     pub loaded: SystemTime,
 }
 
-impl Ledger {
+/// Why there is no page.
+#[derive(Debug, PartialEq, Eq)]
+pub struct DumpError {
+    /// 400, or 404 for a resource that no section has.
+    pub status: u16,
+    pub message: String,
+}
+
+/// What the page is made of.
+pub struct Parts<'a> {
+    pub ledger: &'a Ledger,
+    pub bootstrap: &'a StaticConfig,
+    /// As it is told to control planes.
+    pub node: &'a Node,
+    /// The live ones; asked for with `include_eds`.
+    pub clusters: &'a [Arc<Cluster>],
+    names: Option<regex::Regex>,
+}
+
+/// A message of `envoy.admin.v3` that stands in the page.
+struct Section {
+    message: &'static str,
+    /// `version_info`, for those that have it.
+    version: Option<Arc<str>>,
+    lists: Vec<List>,
+}
+
+/// One repeated field of a section.
+struct List {
+    field: &'static str,
+    /// The type of its elements, a message inside the section's.
+    element: &'static str,
+    /// What the elements hold in their Any.
+    inner: Api,
+    items: Vec<Element>,
+}
+
+/// Makes the wire form of one element.
+type Element = Box<dyn FnOnce() -> Vec<u8>>;
+
+/// Gathers a section.
+type Gather = fn(&Parts<'_>) -> Section;
+
+/// The sections that Envoy's page may have, in its order.
+const SECTIONS: [(&str, Gather); 7] = [
+    ("ClustersConfigDump", sections::clusters),
+    ("EcdsConfigDump", sections::ecds),
+    ("EndpointsConfigDump", sections::endpoints),
+    ("ListenersConfigDump", sections::listeners),
+    ("ScopedRoutesConfigDump", sections::scoped_routes),
+    ("RoutesConfigDump", sections::routes),
+    ("SecretsConfigDump", sections::secrets),
+];
+const BOOTSTRAP: &str = "BootstrapConfigDump";
+
+impl<'a> Parts<'a> {
+    /// `clusters`: the live ones if the query has `include_eds`, else none.
+    ///
+    /// # Errors
+    /// A bad `name_regex`.
+    pub fn new(
+        ledger: &'a Ledger,
+        bootstrap: &'a StaticConfig,
+        node: &'a Node,
+        clusters: &'a [Arc<Cluster>],
+        query: &ConfigDumpQuery,
+    ) -> Result<Parts<'a>, DumpError> {
+        let names = name_matcher(query.name_regex.as_deref())
+            .map_err(|e| DumpError { status: 400, message: format!("INVALID_ARGUMENT: {e}") })?;
+        Ok(Parts { ledger, bootstrap, node, clusters, names })
+    }
+
     /// The page.
     ///
     /// # Errors
-    /// A bad query, for a 400 reply.
-    pub fn dump(&self, config: &StaticConfig, query: &ConfigDumpQuery) -> Result<Value, String> {
-        let name_regex = name_matcher(query.name_regex.as_deref())?;
-        let page = Page { ledger: self, descriptors: Descriptors::shared(), name_regex };
-        let mut sections = vec![page.bootstrap(config), page.clusters()];
-        if query.include_eds {
-            sections.push(page.endpoints());
+    /// What the query asks for does not exist, or its mask leads nowhere.
+    pub fn dump(&self, query: &ConfigDumpQuery) -> Result<Dump, DumpError> {
+        match &query.resource {
+            Some(resource) => self.elements(resource, query.mask.as_deref()),
+            None => self.everything(query.mask.as_deref()),
         }
-        sections.extend([
-            page.listeners(),
-            section("ScopedRoutesConfigDump", Map::new()),
-            page.routes(),
-            page.secrets(),
-        ]);
-        if let Some(resource) = &query.resource {
-            sections = elements(sections, resource)?;
-        }
-        if let Some(mask) = &query.mask {
-            let paths: Vec<Vec<&str>> = mask.split(',').map(|path| path.split('.').collect()).collect();
-            let keep = |v: Value| masked(v, &paths);
-            sections = sections.into_iter().filter_map(keep).collect();
-        }
-        Ok(if sections.is_empty() { json!({}) } else { json!({ "configs": sections }) })
-    }
-}
-
-struct Page<'a> {
-    ledger: &'a Ledger,
-    descriptors: &'static Descriptors,
-    name_regex: Option<regex::Regex>,
-}
-
-impl Page<'_> {
-    /// A message as JSON, with its type.
-    fn message(&self, type_name: &str, bytes: &[u8]) -> Value {
-        let body = self.descriptors.to_json(type_name, bytes, REDACTED);
-        let mut object = Map::new();
-        object.insert("@type".into(), format!("type.googleapis.com/{type_name}").into());
-        if let Value::Object(fields) = body {
-            object.extend(fields);
-        }
-        Value::Object(object)
     }
 
-    fn records(&self, type_url: &TypeUrl) -> Vec<(&Arc<str>, &Record)> {
-        let fits = |name: &str| self.name_regex.as_ref().is_none_or(|r| r.is_match(name));
-        self.ledger.of(type_url).filter(|(name, _)| fits(name)).collect()
-    }
-
-    fn bootstrap(&self, config: &StaticConfig) -> Value {
-        let mut fields = Map::new();
-        let bootstrap = self.descriptors.to_json(BOOTSTRAP, &config.bytes, REDACTED);
-        fields.insert("bootstrap".into(), bootstrap);
-        fields.insert("last_updated".into(), timestamp(config.loaded).into());
-        section("BootstrapConfigDump", fields)
-    }
-
-    /// One resource: its version, the message under `field`, and when it came.
-    fn resource(&self, type_url: &TypeUrl, field: &str, record: &Record) -> Map<String, Value> {
-        let mut object = Map::new();
-        if let Some(running) = record.running.as_ref().or(record.warming()) {
-            if !running.version.is_empty() {
-                object.insert("version_info".into(), (&*running.version).into());
-            }
-            object.insert(field.into(), self.message(type_url.message_name(), &running.bytes));
-            object.insert("last_updated".into(), timestamp(running.taken).into());
+    /// Envoy leaves out these where there is nothing of the kind at all.
+    fn has(&self, section: &str) -> bool {
+        match section {
+            "EcdsConfigDump" => self.ledger.of(&Api::Ecds.type_url()).next().is_some(),
+            "EndpointsConfigDump" => !self.clusters.is_empty(),
+            _ => true,
         }
-        object
     }
 
-    fn clusters(&self) -> Value {
-        let mut lists = Lists::default();
-        for (_, record) in self.records(&TypeUrl::CLUSTER) {
-            let mut object = self.resource(&TypeUrl::CLUSTER, "cluster", record);
-            let list = match record {
-                Record { is_static: true, .. } => "static_clusters",
-                _ if record.running.is_none() => "dynamic_warming_clusters",
-                _ => "dynamic_active_clusters",
-            };
-            if !record.is_static {
-                add_status(&mut object, record);
-            }
-            lists.push(list, object);
+    fn everything(&self, mask: Option<&str>) -> Result<Dump, DumpError> {
+        let given = mask;
+        let mask = Mask::parse(mask.unwrap_or_default());
+        let mut page = Page::default();
+        let fits = |section: &str| message(section).filter(|message| mask.fits(*message));
+        if let Some(message) = fits(BOOTSTRAP) {
+            page.whole(message, mask.trim(message, self.bootstrap()));
         }
-        lists.into_section("ClustersConfigDump", self.ledger.version(&TypeUrl::CLUSTER))
-    }
-
-    fn listeners(&self) -> Value {
-        let mut lists = Lists::default();
-        for (name, record) in self.records(&TypeUrl::LISTENER) {
-            let state = self.resource(&TypeUrl::LISTENER, "listener", record);
-            if record.is_static {
-                lists.push("static_listeners", state);
-                continue;
-            }
-            let mut object = Map::new();
-            object.insert("name".into(), (&**name).into());
-            if !state.is_empty() {
-                let which = if record.running.is_some() { "active_state" } else { "warming_state" };
-                object.insert(which.into(), state.into());
-            }
-            add_status(&mut object, record);
-            lists.push("dynamic_listeners", object);
-        }
-        lists.into_section("ListenersConfigDump", self.ledger.version(&TypeUrl::LISTENER))
-    }
-
-    fn routes(&self) -> Value {
-        let mut lists = Lists::default();
-        for (_, record) in self.records(&TypeUrl::LISTENER) {
-            let Some(running) = &record.running else { continue };
-            let listener = self.message(TypeUrl::LISTENER.message_name(), &running.bytes);
-            let mut inline = Vec::new();
-            find_all(&listener, "route_config", &mut inline);
-            for route in inline {
-                let mut object = Map::new();
-                let mut config = Map::new();
-                config.insert("@type".into(), TypeUrl::ROUTE.as_str().into());
-                config.extend(route.as_object().cloned().unwrap_or_default());
-                object.insert("route_config".into(), config.into());
-                object.insert("last_updated".into(), timestamp(running.taken).into());
-                lists.push("static_route_configs", object);
+        for (name, make) in SECTIONS {
+            if fits(name).is_some() && self.has(name) {
+                page.section(make(self), &mask);
             }
         }
-        for (_, record) in self.records(&TypeUrl::ROUTE) {
-            let mut object = self.resource(&TypeUrl::ROUTE, "route_config", record);
-            add_status(&mut object, record);
-            lists.push("dynamic_route_configs", object);
-        }
-        lists.into_section("RoutesConfigDump", "")
-    }
-
-    fn endpoints(&self) -> Value {
-        let mut lists = Lists::default();
-        for (_, record) in self.records(&TypeUrl::CLUSTER) {
-            let Some(running) = &record.running else { continue };
-            let cluster = self.message(TypeUrl::CLUSTER.message_name(), &running.bytes);
-            if let Some(assignment) = cluster.get("load_assignment").and_then(Value::as_object) {
-                let mut config = Map::new();
-                config.insert("@type".into(), TypeUrl::ENDPOINT.as_str().into());
-                config.extend(assignment.clone());
-                let list = if record.is_static { "static_endpoint_configs" } else { "dynamic_endpoint_configs" };
-                lists.push(list, Map::from_iter([("endpoint_config".to_owned(), config.into())]));
-            }
-        }
-        for (_, record) in self.records(&TypeUrl::ENDPOINT) {
-            let mut object = self.resource(&TypeUrl::ENDPOINT, "endpoint_config", record);
-            add_status(&mut object, record);
-            lists.push("dynamic_endpoint_configs", object);
-        }
-        lists.into_section("EndpointsConfigDump", "")
-    }
-
-    fn secrets(&self) -> Value {
-        let mut lists = Lists::default();
-        for (name, record) in self.records(&TypeUrl::SECRET) {
-            let mut object = Map::from_iter([("name".to_owned(), Value::from(&**name))]);
-            object.extend(self.resource(&TypeUrl::SECRET, "secret", record));
-            let list = match record {
-                Record { is_static: true, .. } => "static_secrets",
-                Record { running: None, .. } => "dynamic_warming_secrets",
-                _ => "dynamic_active_secrets",
-            };
-            if !record.is_static {
-                add_status(&mut object, record);
-            }
-            lists.push(list, object);
-        }
-        lists.into_section("SecretsConfigDump", "")
-    }
-}
-
-/// The lists of a section, in the order of first use.
-#[derive(Default)]
-struct Lists(Map<String, Value>);
-
-impl Lists {
-    fn push(&mut self, list: &str, object: Map<String, Value>) {
-        let entry = self.0.entry(list).or_insert_with(|| Value::Array(Vec::new()));
-        if let Value::Array(items) = entry {
-            items.push(object.into());
-        }
-    }
-
-    fn into_section(self, name: &str, version: &str) -> Value {
-        let mut fields = Map::new();
-        if !version.is_empty() {
-            fields.insert("version_info".into(), version.into());
-        }
-        fields.extend(self.0);
-        section(name, fields)
-    }
-}
-
-fn section(name: &str, fields: Map<String, Value>) -> Value {
-    let mut object =
-        Map::from_iter([("@type".to_owned(), Value::from(format!("type.googleapis.com/envoy.admin.v3.{name}")))]);
-    object.extend(fields);
-    object.into()
-}
-
-/// `error_state` and `client_status` of a dynamic resource.
-fn add_status(object: &mut Map<String, Value>, record: &Record) {
-    if let Some(refusal) = record.refusal() {
-        object.insert(
-            "error_state".into(),
-            json!({
-                "last_update_attempt": timestamp(refusal.at),
-                "details": refusal.detail,
-                "version_info": &*refusal.version,
+        match given {
+            Some(given) if page.is_empty() => Err(DumpError {
+                status: 400,
+                message: format!("FieldMask {given} could not be successfully applied to any configs."),
             }),
-        );
+            _ => Ok(page.end()),
+        }
     }
-    let status = match record.state() {
-        State::Rejected => "NACKED",
-        _ => "ACKED",
-    };
-    object.insert("client_status".into(), status.into());
+
+    /// `?resource=`: the elements of one list.
+    fn elements(&self, resource: &str, mask: Option<&str>) -> Result<Dump, DumpError> {
+        let bad = |status, message| Err(DumpError { status, message });
+        let field = |section: &str| message(section).and_then(|m| m.field_by_name(resource));
+        let all = std::iter::once(BOOTSTRAP).chain(SECTIONS.iter().map(|(name, _)| *name));
+        let holder = all.filter(|name| self.has(name)).find(|name| field(name).is_some_and(|f| f.name() == resource));
+        let Some(holder) = holder else { return bad(404, format!("{resource} not found in config dump")) };
+        let section = SECTIONS.iter().find(|(name, _)| *name == holder);
+        let list = section.and_then(|(_, make)| make(self).lists.into_iter().find(|list| list.field == resource));
+        let Some(list) = list else {
+            let text = format!("{resource} is not a repeated field. Use ?mask={resource} to get only this field");
+            return bad(400, text);
+        };
+        let parsed = Mask::parse(mask.unwrap_or_default());
+        if let Some((element, inner)) = list.types(holder)
+            && !list.items.is_empty()
+            && !parsed.fits_element(element, inner)
+        {
+            let paths = mask.unwrap_or_default().split(',').filter(|path| !path.is_empty());
+            let paths: String = paths.map(|path| format!("paths: \"{path}\"\n")).collect();
+            return bad(400, format!("FieldMask {paths} could not be successfully used."));
+        }
+        let mut page = Page::default();
+        page.elements(holder, list, parsed);
+        Ok(page.end())
+    }
+
+    /// The node is shown as control planes see it, with what the command line says of it.
+    fn bootstrap(&self) -> Vec<u8> {
+        let mut bootstrap = Bootstrap::decode(self.bootstrap.bytes.clone()).unwrap_or_default();
+        bootstrap.node = Some(self.node.clone());
+        let dump = BootstrapConfigDump {
+            bootstrap: Some(bootstrap),
+            last_updated: Some(entries::time(self.bootstrap.loaded)),
+        };
+        dump.encode_to_vec()
+    }
+}
+
+impl List {
+    fn types(&self, section: &str) -> Option<(Message, Message)> {
+        let element = Message::find(&format!("envoy.admin.v3.{section}.{}", self.element))?;
+        Some((element, Message::find(self.inner.type_url().message_name())?))
+    }
+}
+
+fn message(section: &str) -> Option<Message> {
+    Message::find(&format!("envoy.admin.v3.{section}"))
+}
+
+/// The page as it is put together.
+#[derive(Default)]
+struct Page {
+    steps: Vec<Step>,
+}
+
+/// A piece of the page.
+enum Step {
+    Text(String),
+    /// Elements of a list, separated by commas; on their own lines, indented by so many levels.
+    Elements {
+        types: Option<(Message, Message)>,
+        items: std::vec::IntoIter<Element>,
+        mask: Mask,
+        level: usize,
+        typed: bool,
+        first: bool,
+    },
+}
+
+impl Page {
+    fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// Begins the next entry of `configs`.
+    fn next(&mut self) -> String {
+        (if self.is_empty() { "{\n \"configs\": [\n  " } else { ",\n  " }).to_owned()
+    }
+
+    fn whole(&mut self, message: Message, bytes: Vec<u8>) {
+        let mut text = self.next();
+        write_json(&mut text, &typed(message, &bytes), 2);
+        self.steps.push(Step::Text(text));
+    }
+
+    fn section(&mut self, section: Section, mask: &Mask) {
+        let mut text = self.next();
+        text.push_str("{\n   \"@type\": \"type.googleapis.com/envoy.admin.v3.");
+        text.push_str(section.message);
+        text.push('"');
+        if let Some(version) = section.version.as_ref().filter(|v| !v.is_empty() && mask.shows("version_info")) {
+            text.push_str(",\n   \"version_info\": ");
+            write_json(&mut text, &Value::from(&**version), 3);
+        }
+        for list in section.lists.into_iter().filter(|list| !list.items.is_empty() && mask.shows(list.field)) {
+            text.push_str(",\n   \"");
+            text.push_str(list.field);
+            text.push_str("\": [");
+            self.steps.push(Step::Text(std::mem::take(&mut text)));
+            let types = list.types(section.message);
+            let items = list.items.into_iter();
+            self.steps.push(Step::Elements {
+                types,
+                items,
+                mask: Mask::parse(""),
+                level: 4,
+                typed: false,
+                first: true,
+            });
+            text.push_str("\n   ]");
+        }
+        text.push_str("\n  }");
+        self.steps.push(Step::Text(text));
+    }
+
+    fn elements(&mut self, section: &str, list: List, mask: Mask) {
+        let types = list.types(section);
+        if list.items.is_empty() {
+            return;
+        }
+        self.steps.push(Step::Text("{\n \"configs\": [".to_owned()));
+        let items = list.items.into_iter();
+        self.steps.push(Step::Elements { types, items, mask, level: 2, typed: true, first: true });
+    }
+
+    fn end(mut self) -> Dump {
+        let text = if self.is_empty() { "{}\n" } else { "\n ]\n}\n" };
+        self.steps.push(Step::Text(text.to_owned()));
+        Dump { steps: self.steps.into_iter().collect() }
+    }
+}
+
+/// A page that is made as it is read.
+pub struct Dump {
+    steps: std::collections::VecDeque<Step>,
+}
+
+impl Iterator for Dump {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        let mut out = String::new();
+        while out.len() < CHUNK {
+            match self.steps.front_mut() {
+                None => break,
+                Some(Step::Text(text)) => out.push_str(&std::mem::take(text)),
+                Some(Step::Elements { types, items, mask, level, typed, first }) => {
+                    if let Some((make, (element, inner))) = items.next().zip(*types) {
+                        out.push_str(if std::mem::take(first) { "\n" } else { ",\n" });
+                        out.extend(std::iter::repeat_n(' ', *level));
+                        let bytes = mask.trim_element(element, inner, make());
+                        let value = if *typed { self::typed(element, &bytes) } else { plain(element, &bytes) };
+                        write_json(&mut out, &value, *level);
+                        continue;
+                    }
+                }
+            }
+            self.steps.pop_front();
+        }
+        (!out.is_empty()).then(|| out.into())
+    }
+}
+
+fn plain(message: Message, bytes: &[u8]) -> Value {
+    Descriptors.to_json(message.name(), bytes, REDACTED)
+}
+
+/// A message as JSON, with its type.
+fn typed(message: Message, bytes: &[u8]) -> Value {
+    let mut object = Map::new();
+    object.insert("@type".into(), format!("type.googleapis.com/{}", message.name()).into());
+    if let Value::Object(fields) = plain(message, bytes) {
+        object.extend(fields);
+    }
+    object.into()
 }
 
 /// `?name_regex=`, which must match a whole name.
@@ -255,9 +337,13 @@ fn add_status(object: &mut Map<String, Value>, record: &Record) {
 /// # Errors
 /// The text of a 400 reply.
 pub fn name_matcher(regex: Option<&str>) -> Result<Option<regex::Regex>, String> {
-    let compile = |regex: &str| regex::Regex::new(&format!("^(?:{regex})$"));
     let Some(regex) = regex else { return Ok(None) };
-    compile(regex).map(Some).map_err(|e| format!("Error while parsing name_regex from {regex}: {e}"))
+    let compiled = regex::Regex::new(regex).and_then(|_| regex::Regex::new(&format!("^(?:{regex})$")));
+    compiled.map(Some).map_err(|e| {
+        let why = e.to_string();
+        let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ");
+        format!("Error while parsing name_regex from {regex}: {why}")
+    })
 }
 
 /// RFC 3339 with milliseconds, as Envoy prints it.
@@ -273,121 +359,4 @@ pub fn timestamp(time: SystemTime) -> String {
         t.second(),
         t.millisecond()
     )
-}
-
-/// Every object under a key of this name, at any depth.
-fn find_all<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a Value>) {
-    match value {
-        Value::Object(fields) => {
-            for (name, inner) in fields {
-                if name == key && inner.is_object() {
-                    found.push(inner);
-                } else {
-                    find_all(inner, key, found);
-                }
-            }
-        }
-        Value::Array(items) => items.iter().for_each(|item| find_all(item, key, found)),
-        _ => {}
-    }
-}
-
-/// Fields of the dump's sections that may be asked for, with the message type of their elements.
-const RESOURCES: &[(&str, &str)] = &[
-    ("static_clusters", "ClustersConfigDump.StaticCluster"),
-    ("dynamic_active_clusters", "ClustersConfigDump.DynamicCluster"),
-    ("dynamic_warming_clusters", "ClustersConfigDump.DynamicCluster"),
-    ("static_endpoint_configs", "EndpointsConfigDump.StaticEndpointConfig"),
-    ("dynamic_endpoint_configs", "EndpointsConfigDump.DynamicEndpointConfig"),
-    ("static_listeners", "ListenersConfigDump.StaticListener"),
-    ("dynamic_listeners", "ListenersConfigDump.DynamicListener"),
-    ("static_route_configs", "RoutesConfigDump.StaticRouteConfig"),
-    ("dynamic_route_configs", "RoutesConfigDump.DynamicRouteConfig"),
-    ("inline_scoped_route_configs", "ScopedRoutesConfigDump.InlineScopedRouteConfigs"),
-    ("dynamic_scoped_route_configs", "ScopedRoutesConfigDump.DynamicScopedRouteConfigs"),
-    ("static_secrets", "SecretsConfigDump.StaticSecret"),
-    ("dynamic_active_secrets", "SecretsConfigDump.DynamicSecret"),
-    ("dynamic_warming_secrets", "SecretsConfigDump.DynamicSecret"),
-];
-
-/// `?resource=`: the elements of one field of the sections.
-fn elements(sections: Vec<Value>, resource: &str) -> Result<Vec<Value>, String> {
-    if resource == "bootstrap" {
-        return Ok(sections.into_iter().take(1).collect());
-    }
-    let Some((_, element)) = RESOURCES.iter().find(|(field, _)| *field == resource) else {
-        return Err(format!("{resource} not found in config dump"));
-    };
-    let mut found = Vec::new();
-    for mut part in sections {
-        if let Some(Value::Array(items)) = part.get_mut(resource).map(Value::take) {
-            found.extend(items.into_iter().filter_map(|item| match item {
-                Value::Object(fields) => Some(section(element, fields)),
-                _ => None,
-            }));
-        }
-    }
-    Ok(found)
-}
-
-/// What a field mask leaves of a value; `None` when nothing is left. `@type` always stays.
-fn masked(value: Value, paths: &[Vec<&str>]) -> Option<Value> {
-    let Value::Object(fields) = value else { return Some(value) };
-    let mut kept = Map::new();
-    for (name, inner) in fields {
-        if name == "@type" {
-            kept.insert(name, inner);
-            continue;
-        }
-        let below: Vec<Vec<&str>> =
-            paths.iter().filter(|p| p.first() == Some(&name.as_str())).map(|p| p[1..].to_vec()).collect();
-        if below.is_empty() {
-            continue;
-        }
-        if below.iter().any(Vec::is_empty) {
-            kept.insert(name, inner);
-            continue;
-        }
-        let inner = match inner {
-            Value::Array(items) => Value::Array(items.into_iter().filter_map(|i| masked(i, &below)).collect()),
-            other => match masked(other, &below) {
-                Some(inner) => inner,
-                None => continue,
-            },
-        };
-        kept.insert(name, inner);
-    }
-    let only_type = kept.keys().all(|k| k == "@type");
-    (!only_type).then_some(Value::Object(kept))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mask_keeps_its_paths() {
-        let value = json!({"@type": "t", "bootstrap": {"node": {"id": "x", "cluster": "c"}, "admin": {}}, "last_updated": "now"});
-        let left = masked(value.clone(), &[vec!["bootstrap", "node", "id"]]).unwrap();
-        assert_eq!(left, json!({"@type": "t", "bootstrap": {"node": {"id": "x"}}}));
-        assert_eq!(masked(value, &[vec!["nothing"]]), None);
-    }
-
-    #[test]
-    fn one_resource_field_is_taken_apart() {
-        let sections =
-            vec![json!({"@type": "a", "static_clusters": [{"cluster": 1}, {"cluster": 2}]}), json!({"@type": "b"})];
-        let found = elements(sections.clone(), "static_clusters").unwrap();
-        assert_eq!(
-            found[1],
-            json!({"@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump.StaticCluster", "cluster": 2})
-        );
-        assert!(elements(sections.clone(), "dynamic_listeners").unwrap().is_empty());
-        assert_eq!(elements(sections, "nope").unwrap_err(), "nope not found in config dump");
-    }
-
-    #[test]
-    fn times_print_in_rfc_3339() {
-        assert_eq!(timestamp(SystemTime::UNIX_EPOCH), "1970-01-01T00:00:00.000Z");
-    }
 }

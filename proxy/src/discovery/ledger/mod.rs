@@ -177,9 +177,12 @@ impl Ledger {
         self.change(type_url, name, |_, record, _| record.warnings = set);
     }
 
-    /// Its source says that there is none of this name. What is in use stays in use: nothing better is known.
+    /// Its source says that there is none of this name. What runs stays in use: whatever refers to it still does.
     pub fn does_not_exist(&mut self, type_url: &TypeUrl, name: &str) {
-        self.change(type_url, name, |_, record, _| record.missing = true);
+        self.change(type_url, name, |_, record, _| {
+            record.missing = true;
+            record.rare = None;
+        });
     }
 
     /// The first fetch took longer than `initial_fetch_timeout`.

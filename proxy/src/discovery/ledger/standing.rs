@@ -26,14 +26,14 @@ pub struct Managers {
 impl Standing for Managers {
     fn is_warming(&self, api: Api, name: &str) -> bool {
         match api {
-            Api::Cds => self.clusters.warms(name),
-            Api::Lds => self.listeners.warms(name),
+            Api::Cds => self.clusters.is_warming(name),
+            Api::Lds => self.listeners.is_warming(name),
             _ => false,
         }
     }
 
     fn is_draining(&self, api: Api, name: &str) -> bool {
-        api == Api::Lds && self.listeners.drains(name)
+        api == Api::Lds && self.listeners.is_draining(name)
     }
 }
 

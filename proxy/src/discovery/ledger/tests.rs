@@ -105,9 +105,11 @@ fn what_is_asked_for_by_name_may_not_exist() {
     ledger.timed_out(&T, "a");
     ledger.accepted(&T, "a", "1", vec![1]);
     assert!(!ledger.get(&T, "a").unwrap().timed_out);
-    ledger.removed(&T, "a");
-    assert_eq!(state(&ledger, "a"), Some(State::DoesNotExist));
-    assert!(ledger.get(&T, "a").unwrap().running.is_some(), "what is in use stays");
+    ledger.does_not_exist(&T, "a");
+    let a = ledger.get(&T, "a").unwrap();
+    assert_eq!((a.state(), a.running.is_some()), (State::DoesNotExist, true), "what runs stays in use");
+    ledger.accepted(&T, "a", "2", vec![1]);
+    assert_eq!(state(&ledger, "a"), Some(State::Running));
     ledger.forget(&T, "a");
     assert_eq!(state(&ledger, "a"), None);
 }

@@ -23,6 +23,7 @@ pub(super) struct Hosts {
 impl Hosts {
     pub fn compile(hosts: &[VirtualHost], ignore_port: bool) -> Result<Hosts, ConfigError> {
         let mut out = Hosts { ignore_port, ..Hosts::default() };
+        let mut problems = Vec::new();
         for (index, host) in hosts.iter().enumerate() {
             for domain in &host.domains {
                 let bytes = domain.as_bytes();
@@ -34,12 +35,18 @@ impl Hosts {
                     exact => out.exact.insert(exact.into(), at).is_some(),
                 };
                 if taken {
-                    return Err(ConfigError::new(
-                        format!("virtual_hosts[{index}].domains"),
-                        format!("domain {domain:?} stands in more than one place; domains must be unique"),
-                    ));
+                    let message = match domain.as_ref() {
+                        "*" => "Only a single wildcard domain is permitted".to_owned(),
+                        twin => {
+                            format!("Only unique values for domains are permitted. Duplicate entry of domain {twin}")
+                        }
+                    };
+                    problems.push(ConfigError::new(format!("virtual_hosts[{index}].domains"), message));
                 }
             }
+        }
+        if let Some(problems) = ConfigError::all(problems) {
+            return Err(problems);
         }
         out.suffixes.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
         out.prefixes.sort_by_key(|(length, _)| std::cmp::Reverse(*length));

@@ -3,10 +3,10 @@
 use super::hosts::Hosts;
 use super::matcher::{self, RequestView};
 use super::ops::Ops;
-use crate::config::ConfigError;
 use crate::config::model::{
     ClusterChoice, Forward, PathMatch, Route, RouteAction, RouteConfig, VirtualHost, WeightedCluster,
 };
+use crate::config::{ConfigError, both, each_of};
 use crate::http::names;
 use crate::http::upstream_stats::RouteStats;
 use crate::services::Services;
@@ -72,12 +72,11 @@ impl RouteTable {
     /// # Errors
     /// Duplicate domains, bad header formats; unknown clusters when `validate_clusters` is set.
     pub fn compile(config: Arc<RouteConfig>, services: &Arc<Services>) -> Result<Arc<RouteTable>, ConfigError> {
-        let hosts = Hosts::compile(&config.virtual_hosts, config.ignore_port_in_host_matching)?;
-        let compiled = config.virtual_hosts.iter().enumerate().map(|(i, host)| {
-            compile_host(host, &config, services).map_err(|e| e.inside(&format!("virtual_hosts[{i}]")))
-        });
+        let hosts = Hosts::compile(&config.virtual_hosts, config.ignore_port_in_host_matching);
+        let compiled = each_of("virtual_hosts", &config.virtual_hosts, |host| compile_host(host, &config, services));
+        let (hosts, compiled) = both(hosts, compiled)?;
         Ok(Arc::new(RouteTable {
-            compiled: compiled.collect::<Result<_, _>>()?,
+            compiled,
             hosts,
             request_ops: request_ops(&config.request_headers)?,
             response_ops: response_ops(&config.response_headers)?,
@@ -135,14 +134,11 @@ fn compile_host(
     config: &RouteConfig,
     services: &Arc<Services>,
 ) -> Result<CompiledHost, ConfigError> {
-    let routes =
-        host.routes.iter().enumerate().map(|(i, route)| {
-            compile_route(route, host, config, services).map_err(|e| e.inside(&format!("routes[{i}]")))
-        });
+    let routes = each_of("routes", &host.routes, |route| compile_route(route, host, config, services))?;
     Ok(CompiledHost {
         request_ops: request_ops(&host.request_headers)?,
         response_ops: response_ops(&host.response_headers)?,
-        routes: routes.collect::<Result<_, _>>()?,
+        routes,
         index: (host.routes.len() >= INDEX_FROM).then(|| index(&host.routes)),
     })
 }
@@ -185,21 +181,18 @@ fn compile_route(
 }
 
 fn targets(forward: &Forward, validate: bool, services: &Arc<Services>) -> Result<Targets, ConfigError> {
-    let bind = |name: &Arc<str>| {
-        let slot = services.clusters.slot(name);
-        if validate && slot.load().is_none() && !services.clusters.warming().contains(name) {
-            return Err(ConfigError::new("cluster", format!("unknown cluster {name:?}")));
+    let bind = |name: &Arc<str>, field: &str, kind: &str| {
+        if validate && !services.clusters.has(name) {
+            return Err(ConfigError::new(field, format!("route: unknown {kind} '{name}'")));
         }
-        Ok(slot)
+        Ok(services.clusters.slot(name))
     };
     Ok(match &forward.cluster {
-        ClusterChoice::Name(name) => Targets::One(bind(name)?),
+        ClusterChoice::Name(name) => Targets::One(bind(name, "cluster", "cluster")?),
         ClusterChoice::Header(_) => Targets::Header,
         ClusterChoice::Weighted(list) => {
-            let entries = list.iter().enumerate().map(|(i, entry)| {
-                weighted(entry, &bind).map_err(|e| e.inside(&format!("weighted_clusters.clusters[{i}]")))
-            });
-            let entries = entries.collect::<Result<Vec<_>, _>>()?;
+            let bind = |name: &Arc<str>| bind(name, "name", "weighted cluster");
+            let entries = each_of("weighted_clusters.clusters", list, |entry| weighted(entry, &bind))?;
             let total: u64 = entries.iter().map(|e| e.weight).sum();
             if total == 0 {
                 return Err(ConfigError::new("weighted_clusters", "the weights add up to 0; at least 1 is needed"));

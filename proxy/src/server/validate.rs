@@ -1,0 +1,363 @@
+//! `--mode validate`: every problem of a file at once, found by building all that serving would build and binding
+//! nothing. Reads bootstraps, and bare resources as a file of a control plane holds them.
+
+use super::load::{self, Input, Notices};
+use super::{Foundation, foundation};
+use crate::cli::{Options, OutputFormat};
+use crate::config::model::{Address, Bootstrap, ConfigSource, ConfigSourceKind, GrpcTarget};
+use crate::config::{self, Checked, ConfigError, Context, ProblemKind, Resource, StaticResources};
+use crate::http::RouteTable;
+use crate::services::Services;
+use crate::slots::{Key as SlotKey, Kind, Want};
+use serde_json::json;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::sync::mpsc::UnboundedReceiver;
+use xds_protos::{Key, Node, Value};
+
+/// What a file as `path_config_source` reads it holds.
+const RESPONSE: &str = "envoy.service.discovery.v3.DiscoveryResponse";
+
+/// Everything there is to say of a file.
+#[derive(Default)]
+struct Report {
+    problems: Vec<ConfigError>,
+    notices: Notices,
+}
+
+/// Checks the configuration and says what was found. Must run on a `LocalRuntime`: clusters warm by themselves.
+pub fn run(options: &Options) -> ExitCode {
+    let mut input = load::read(options);
+    let source = std::mem::take(&mut input.source);
+    let report = match input.resources.take() {
+        Some(node) => resources(node, options),
+        None => bootstrap(input, options),
+    };
+    let valid = report.problems.is_empty();
+    match options.format {
+        OutputFormat::Text => {
+            super::log_notices(&report.notices, options);
+            for problem in &report.problems {
+                eprintln!("{source}: {problem}");
+            }
+            match report.problems.len() {
+                0 => println!("configuration '{source}' OK"),
+                1 => eprintln!("configuration '{source}': 1 problem"),
+                n => eprintln!("configuration '{source}': {n} problems"),
+            }
+        }
+        OutputFormat::Json => println!("{}", report.json()),
+    }
+    if valid { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+impl Report {
+    fn json(&self) -> serde_json::Value {
+        let problems = self.problems.iter();
+        let warnings = self.notices.warnings.iter();
+        let deprecated = self.notices.deprecated_fields.iter();
+        json!({
+            "valid": self.problems.is_empty(),
+            "problems": problems.map(|p| json!({ "path": p.path, "message": p.message, "kind": p.kind.name() })).collect::<Vec<_>>(),
+            "warnings": warnings.map(|w| json!({ "path": w.path, "meaning": w.meaning })).collect::<Vec<_>>(),
+            "unknown_fields": self.notices.unknown_fields,
+            "deprecated_fields": deprecated.map(|d| json!({ "path": d.path, "name": d.full_name })).collect::<Vec<_>>(),
+        })
+    }
+
+    fn add(&mut self, error: ConfigError, path: &str) {
+        self.problems.extend(error.inside(path).into_problems());
+    }
+}
+
+fn bootstrap(input: Input, options: &Options) -> Report {
+    let mut report = Report { problems: input.problems, notices: Notices::default() };
+    report.notices.unknown_fields = input.unknown_fields;
+    let mut context = Context::default();
+    let Checked { bootstrap, resources, problems } = config::check_bootstrap(&input.bytes, &mut context);
+    report.problems.extend(problems.into_iter().flat_map(ConfigError::into_problems));
+    report.notices.add(context.notices, &resources);
+    // where the rest of it has problems, static resources are still built, as in a bootstrap of nothing else
+    let Some(mut base) = bootstrap.or_else(|| config::bootstrap(&[], &mut Context::default()).ok()) else {
+        return report;
+    };
+    load::override_node(&mut base.node, options);
+    let Foundation { services, wants, .. } = foundation(options, &base);
+    let mut build = Build {
+        report,
+        services,
+        wants,
+        resources: &resources,
+        base: &base,
+        secret_names: resources.secret_names.iter().map(String::as_str).collect(),
+        node_reported: false,
+        served: HashMap::new(),
+    };
+    build.sources();
+    build.secrets();
+    build.clusters();
+    build.listeners();
+    build.report.problems.sort_by_cached_key(|problem| (problem.kind != ProblemKind::Syntax, place(&problem.path)));
+    build.report
+}
+
+/// Order of problems: by static resource, else as they were found.
+fn place(path: &str) -> Option<(usize, usize)> {
+    let (list, rest) = path.strip_prefix("static_resources.")?.split_once('[')?;
+    let list = ["secrets", "clusters", "listeners"].iter().position(|name| *name == list)?;
+    Some((list, rest.split_once(']')?.0.parse().ok()?))
+}
+
+/// Builds what a bootstrap describes, and gathers what cannot be.
+struct Build<'a> {
+    report: Report,
+    services: Arc<Services>,
+    wants: UnboundedReceiver<Want>,
+    resources: &'a StaticResources,
+    base: &'a Bootstrap,
+    secret_names: HashSet<&'a str>,
+    /// Every source misses the node's names; one problem is enough.
+    node_reported: bool,
+    /// Clusters that can serve configuration: static, and not of endpoints that come by it. By name: whether it can.
+    served: HashMap<Arc<str>, bool>,
+}
+
+impl Build<'_> {
+    fn say(&mut self, path: &str, message: String) {
+        self.report.problems.push(ConfigError::new(path, message));
+    }
+
+    /// What concerns the process as a whole: its node, its streams, the cluster it belongs to.
+    fn sources(&mut self) {
+        use crate::config::model::ClusterDiscovery;
+        for (_, cluster) in &self.resources.clusters {
+            self.served.insert(cluster.name.clone(), !matches!(cluster.discovery, ClusterDiscovery::Eds { .. }));
+        }
+        for name in &self.resources.cluster_names {
+            // one with problems of its own is not also reported as missing
+            self.served.entry(name.as_str().into()).or_insert(true);
+        }
+        let base = self.base;
+        if let Some(ads) = &base.ads {
+            self.node("ads");
+            if let GrpcTarget::Cluster { name, .. } = &ads.target
+                && !self.served.contains_key(name)
+            {
+                self.say(
+                    "dynamic_resources.ads_config.grpc_services[0].envoy_grpc.cluster_name",
+                    format!("Unknown gRPC client cluster '{name}'"),
+                );
+            }
+        }
+        for (source, type_url, field) in
+            [(&base.cds, config::CLUSTER, "cds_config"), (&base.lds, config::LISTENER, "lds_config")]
+        {
+            if let Some(source) = source {
+                self.source(source, type_url, &format!("dynamic_resources.{field}"));
+            }
+        }
+        if let Some(name) = &base.local_cluster
+            && !self.served.contains_key(name)
+        {
+            self.say("cluster_manager.local_cluster_name", format!("local cluster '{name}' must be defined"));
+        }
+    }
+
+    fn node(&mut self, for_what: &str) {
+        let node = &self.base.node;
+        if (node.id.is_empty() || node.cluster.is_empty()) && !self.node_reported {
+            self.node_reported = true;
+            let message = format!(
+                "{for_what}: node 'id' and 'cluster' are required. Set it either in 'node' config or via --service-node and --service-cluster options."
+            );
+            self.say("node", message);
+        }
+    }
+
+    fn source(&mut self, source: &ConfigSource, type_url: &str, path: &str) {
+        match &source.kind {
+            ConfigSourceKind::Ads => self.node(type_url),
+            ConfigSourceKind::Api(api) => {
+                self.node(type_url);
+                if let GrpcTarget::Cluster { name, .. } = &api.target
+                    && self.served.get(name) != Some(&true)
+                {
+                    let message = format!(
+                        "envoy.config.core.v3.ApiConfigSource must have a statically defined non-EDS cluster: '{name}' does not exist, was added via api, or is an EDS cluster"
+                    );
+                    self.say(path, message);
+                }
+            }
+            ConfigSourceKind::Path(file) => {
+                if !file.path.exists() {
+                    let message = format!(
+                        "paths must refer to an existing path in the system: '{}' does not exist",
+                        file.path.display()
+                    );
+                    self.say(path, message);
+                }
+            }
+        }
+    }
+
+    fn secrets(&mut self) {
+        for (place, secret) in &self.resources.secrets {
+            let key = SlotKey { name: secret.name.clone(), source: None };
+            if let Err(error) = self.services.secrets.update(&key, secret.kind.clone()) {
+                self.report.add(error, &format!("static_resources.secrets[{place}]"));
+            }
+        }
+    }
+
+    fn clusters(&mut self) {
+        for stand_in in self.resources.stand_ins() {
+            // without TLS there is nothing that could fail
+            let _ = self.services.clusters.add_or_update(stand_in.into(), false);
+        }
+        let mut built = HashSet::new();
+        for (place, cluster) in &self.resources.clusters {
+            let path = format!("static_resources.clusters[{place}]");
+            // a second one of the name is reported already, and would be an update here
+            if built.insert(&cluster.name)
+                && let Err(error) = self.services.clusters.add_or_update(cluster.clone(), false)
+            {
+                self.report.add(error, &path);
+            }
+            self.wanted(&path);
+        }
+    }
+
+    fn listeners(&mut self) {
+        let (mut names, mut addresses) = (HashSet::new(), HashMap::new());
+        for (place, listener) in &self.resources.listeners {
+            let path = format!("static_resources.listeners[{place}]");
+            if !names.insert(&listener.name) {
+                // as in Envoy: what is static is not updated, not even by what is static
+                continue;
+            }
+            for address in std::iter::once(&listener.address).chain(&listener.additional_addresses) {
+                // any number of listeners may have the kernel choose
+                if !matches!(address, Address::Socket(socket) if socket.port() == 0)
+                    && let Some(other) = addresses.insert(address, &listener.name)
+                {
+                    let message = format!(
+                        "error adding listener: '{}' has duplicate address '{address}' as existing listener '{other}'",
+                        listener.name
+                    );
+                    self.report.problems.push(ConfigError::new(format!("{path}.address"), message));
+                }
+            }
+            if let Err(error) = crate::listener::check(listener, &self.services) {
+                self.report.add(error, &path);
+            }
+            self.wanted(&path);
+        }
+    }
+
+    /// Looks at what the resource at `path` asked for while it was built: whether it could ever come.
+    fn wanted(&mut self, path: &str) {
+        let mut seen = BTreeSet::new();
+        while let Ok(want) = self.wants.try_recv() {
+            let Want::Subscribe(kind, key) = want else { continue };
+            let type_url = match kind {
+                Kind::Route => config::ROUTE,
+                Kind::Assignment => config::ASSIGNMENT,
+                Kind::Secret => config::SECRET,
+            };
+            match &key.source {
+                Some(source) => self.source(source, type_url, path),
+                None if self.secret_names.contains(&*key.name) => {}
+                None => {
+                    if seen.insert(key.name.clone()) {
+                        self.say(path, format!("Unknown static secret: {}", key.name));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Checks resources as if a control plane had sent them.
+fn resources(node: Node, options: &Options) -> Report {
+    let mut report = Report::default();
+    let alone = node.get("@type").is_some();
+    let list = match node.value {
+        Value::List(_) => node,
+        _ if alone => Node::new(Value::List(vec![node])),
+        _ => node.get("resources").cloned().unwrap_or_else(|| Node::new(Value::List(Vec::new()))),
+    };
+    let response = Node::new(Value::Map(vec![(Key { name: "resources".into(), at: list.at }, list)]));
+    let allowed = !options.reject_unknown_dynamic_fields;
+    let parsed = load::parse(RESPONSE, &response, allowed, &mut report.problems);
+    match parsed {
+        Ok(parsed) => {
+            if allowed {
+                report.notices.unknown_fields.extend(parsed.unknown_fields.into_iter().map(|field| field.path));
+            }
+            let Ok(base) = config::bootstrap(&[], &mut Context::default()) else { return report };
+            let Foundation { services, .. } = foundation(options, &base);
+            let mut seen = HashSet::new();
+            for (place, any) in config::resources_of(&parsed.bytes).into_iter().enumerate() {
+                let path = format!("resources[{place}]");
+                match resource(&any.type_url, &any.value, &services, &mut report.notices, &path) {
+                    Ok(name) if seen.insert((any.type_url.clone(), name.clone())) => {}
+                    Ok(name) => {
+                        let kind = any.type_url.rsplit('.').next().unwrap_or_default();
+                        report.problems.push(ConfigError::new(path, format!("duplicate {kind} {name} found")));
+                    }
+                    Err(error) => report.add(error, &path),
+                }
+            }
+        }
+        Err(errors) => report.problems.extend(errors.into_iter().map(load::problem)),
+    }
+    if alone {
+        report.alone();
+    }
+    report
+}
+
+impl Report {
+    /// A resource that stands by itself: its fields are named from its own root.
+    fn alone(&mut self) {
+        let cut = |path: &mut String| {
+            if let Some(rest) = path.strip_prefix("resources[0]") {
+                *path = rest.trim_start_matches('.').to_owned();
+            }
+        };
+        self.problems.iter_mut().for_each(|problem| cut(&mut problem.path));
+        self.notices.warnings.iter_mut().for_each(|warning| cut(&mut warning.path));
+        self.notices.deprecated_fields.iter_mut().for_each(|field| cut(&mut field.path));
+        self.notices.unknown_fields.iter_mut().for_each(cut);
+    }
+}
+
+/// Converts and builds one resource; hands back its name.
+fn resource(
+    type_url: &str,
+    bytes: &[u8],
+    services: &Arc<Services>,
+    notices: &mut Notices,
+    path: &str,
+) -> Result<String, ConfigError> {
+    let mut context = Context::default();
+    let decoded = config::decode(type_url, bytes, &mut context);
+    let mut found = context.notices;
+    let inside = |inner: &mut String| *inner = format!("{path}.{inner}");
+    found.warnings.iter_mut().for_each(|(path, _)| inside(path));
+    found.unknown.iter_mut().for_each(inside);
+    found.deprecated.iter_mut().for_each(|field| inside(&mut field.path));
+    notices.add(found, &StaticResources::default());
+    let resource = decoded?;
+    match &resource {
+        Resource::Cluster(cluster) => services.clusters.add_or_update(cluster.clone(), true).map(drop),
+        Resource::Listener(listener) => crate::listener::check(listener, services),
+        Resource::Route(route) => RouteTable::compile(route.clone(), services).map(drop),
+        Resource::Secret(secret) => {
+            services.secrets.update(&SlotKey { name: secret.name.clone(), source: None }, secret.kind.clone())
+        }
+        Resource::Assignment(_) | Resource::Runtime { .. } => Ok(()),
+    }?;
+    Ok(resource.name().to_owned())
+}
