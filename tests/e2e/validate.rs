@@ -15,7 +15,7 @@ struct Expected {
 
 /// Reads `# verdict: accepted`, `# outrigger: refuses, because` and `# says: a part of the problem`.
 fn expected(text: &str) -> Expected {
-    let header = |name: &str| text.lines().filter_map(move |line| line.strip_prefix(name));
+    let header = |name: &'static str| text.lines().filter_map(move |line| line.strip_prefix(name));
     let accepted = match header("# verdict: ").next() {
         Some("accepted") => is_envoy() || header("# outrigger: refuses").next().is_none(),
         Some("refused") => false,
