@@ -14,12 +14,14 @@ use prost::Message;
 use xds_protos::pb::envoy::config::cluster::v3::Cluster;
 use xds_protos::pb::envoy::config::core::v3::transport_socket::ConfigType::TypedConfig;
 use xds_protos::pb::envoy::config::core::v3::{
-    ConfigSource, DataSource, api_config_source::ApiType, config_source, data_source,
+    ConfigSource, DataSource, RuntimeFractionalPercent, api_config_source::ApiType, config_source, data_source,
 };
 use xds_protos::pb::envoy::config::listener::v3::Listener;
 use xds_protos::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 use xds_protos::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
-use xds_protos::pb::google::protobuf::Duration as ProtoDuration;
+use xds_protos::pb::envoy::service::runtime::v3::Runtime;
+use xds_protos::pb::envoy::r#type::v3::FractionalPercent;
+use xds_protos::pb::google::protobuf::{Duration as ProtoDuration, Struct, Value, value};
 
 use super::support::*;
 
@@ -441,5 +443,70 @@ async fn secrets_rotate_and_no_connection_is_lost() {
         let report = load.stop().await;
         assert_eq!(report.failed(), 0, "{mode:?}: {:?}", report.outcomes());
         assert!(control_plane.nacks().is_empty(), "{mode:?}: {:?}", control_plane.nacks());
+    }
+}
+
+fn layer(values: &[(&str, f64)]) -> Runtime {
+    let value = |number: f64| Value { kind: Some(value::Kind::NumberValue(number)) };
+    let fields = values.iter().map(|(name, number)| ((*name).to_owned(), value(*number))).collect();
+    Runtime { name: "flags".to_owned(), layer: Some(Struct { fields }) }
+}
+
+/// Waits until the runtime has this value of `canary`.
+async fn final_value(mesh: &Mesh, value: &str) {
+    eventually(&format!("canary to be {value}, {:?}", mesh.mode), || async {
+        let runtime = mesh.proxy.admin("/runtime").await.unwrap().json();
+        runtime["entries"]["canary"]["final_value"] == value
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_layer_of_the_runtime_is_waited_for_and_changes_under_load() {
+    for mode in MODES {
+        let (v1, v2) = (Origin::start("v1").unwrap(), Origin::start("v2").unwrap());
+        let (to_v1, to_v2) = (v1.address(), v2.address());
+        // A share of the requests, none unless the runtime says otherwise, goes to `v2`.
+        let mut canary = config::route_to("/", "v2");
+        let share = RuntimeFractionalPercent {
+            default_value: Some(FractionalPercent { numerator: 0, denominator: 0 }),
+            runtime_key: "canary".to_owned(),
+        };
+        canary.r#match.get_or_insert_default().runtime_fraction = Some(share);
+        let routes = config::route_config("routes", vec![canary, config::route_to("/", "v1")]);
+        let with = |version: &str, values: &[(&str, f64)]| {
+            base(mode, version, to_v1, to_v2).with(&routes).with(&layer(values))
+        };
+        let options = Options { ads: mode.ads, ..Options::default() };
+        let first = with("1", &[("canary", 100.0)]);
+        let control_plane = GoControlPlane::start(options, &first).await.unwrap();
+        let source = mode.source_yaml(SERVER);
+        let layers = format!(
+            "layered_runtime:
+  layers:
+  - {{ name: base, static_layer: {{ canary: 0, kept: 7 }} }}
+  - {{ name: dynamic, rtds_layer: {{ name: flags, rtds_config: {source} }} }}
+"
+        );
+        let server = mode.address(&control_plane);
+        let proxy = start_yaml(&(layers + &mode.bootstrap(server, server))).await;
+        let front = address(&proxy, "front").await;
+        // Start-up waited for the layer.
+        let mut mesh = Mesh { mode, control_plane, proxy, front, v1, v2 };
+        assert_eq!(mesh.get("/").await.origin_version(), "v2", "{mode:?}");
+        let runtime = mesh.proxy.admin("/runtime").await.unwrap().json();
+        assert_eq!(runtime["entries"]["kept"]["layer_values"], serde_json::json!(["7", ""]), "{mode:?}: {runtime}");
+        final_value(&mesh, "100").await;
+
+        let load = Load::new(mesh.front, 100.0, 2).start();
+        mesh.control_plane.set(&with("2", &[("canary", 50.0)])).await.unwrap();
+        final_value(&mesh, "50").await;
+        // When the key is gone from the layer, what lies below counts.
+        mesh.control_plane.set(&with("3", &[])).await.unwrap();
+        final_value(&mesh, "0").await;
+        eventually("requests after it", || async { load.so_far().samples.len() > 20 }).await;
+        let report = load.stop().await;
+        assert_eq!(report.failed(), 0, "{mode:?}: {:?}", report.outcomes());
+        assert!(mesh.control_plane.nacks().is_empty(), "{mode:?}: {:?}", mesh.control_plane.nacks());
     }
 }
