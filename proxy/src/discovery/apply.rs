@@ -257,7 +257,11 @@ impl Task {
             ));
         }
         let resource = config::decode(type_url.as_str(), bytes, &mut self.context);
-        let notices = std::mem::take(&mut self.context.notices);
+        let mut notices = std::mem::take(&mut self.context.notices);
+        if self.ignore_unknown_fields {
+            notices.unknown.clear();
+        }
+        self.stats.notices.count(&notices);
         let unknown = notices.unknown.into_iter().map(|path| format!("{path}: is an unknown field"));
         let warnings = notices.warnings.into_iter().map(|(path, meaning)| format!("{path}: {meaning}"));
         self.noticed = warnings.chain(unknown).collect();

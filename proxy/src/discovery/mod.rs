@@ -43,6 +43,8 @@ pub struct Parts {
     pub bootstrap: Arc<Bootstrap>,
     /// `--reject-unknown-dynamic-fields`.
     pub reject_unknown_fields: bool,
+    /// `--ignore-unknown-dynamic-fields`.
+    pub ignore_unknown_fields: bool,
 }
 
 /// The rest of the server's view of the discovery task.
@@ -90,6 +92,7 @@ impl Discovery {
             context: Context::with_runtime(parts.bootstrap.runtime.clone()),
             bootstrap: parts.bootstrap,
             reject_unknown_fields: parts.reject_unknown_fields,
+            ignore_unknown_fields: parts.ignore_unknown_fields,
             ledger: ledger.clone(),
             static_secrets: secrets,
             wanted: HashMap::new(),
@@ -162,6 +165,7 @@ struct Task {
     /// Runtime layers without a first answer: clusters are asked for when there are none.
     awaited_layers: HashSet<Arc<str>>,
     reject_unknown_fields: bool,
+    ignore_unknown_fields: bool,
     streams: Streams,
     ledger: Rc<RefCell<Ledger>>,
     stats: DiscoveryStats,

@@ -4,6 +4,7 @@
 //! What Envoy does not have stands under `outrigger.xds.<type>.*`: sums over a type's subscriptions, and how long an
 //! update takes from its last byte to the last worker. Source of the names: Envoy's "xDS subscription statistics" page.
 
+use crate::config::Notices;
 use crate::stats::{Counter, Gauge, Histogram, Registry, Scope, TextReadout, Unit};
 use std::cell::OnceCell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -169,7 +170,31 @@ impl TypeStats {
     }
 }
 
+/// What was noticed of resources from control planes; the bootstrap counts in the same stats.
+pub struct NoticeStats {
+    unknown: Counter,
+    warned: Counter,
+    deprecated: Counter,
+}
+
+impl NoticeStats {
+    fn new(registry: &Registry) -> NoticeStats {
+        NoticeStats {
+            unknown: registry.scope("server.").counter("dynamic_unknown_fields"),
+            warned: registry.scope("outrigger.config.").counter("fields_warned"),
+            deprecated: registry.scope("runtime.").counter("deprecated_feature_use"),
+        }
+    }
+
+    pub fn count(&self, notices: &Notices) {
+        self.unknown.add(notices.unknown.len() as u64);
+        self.warned.add(notices.warnings.len() as u64);
+        self.deprecated.add(notices.deprecated.len() as u64);
+    }
+}
+
 pub struct DiscoveryStats {
+    pub notices: NoticeStats,
     pub clusters: SubscriptionStats,
     pub listeners: SubscriptionStats,
     /// Of the aggregated stream, if the bootstrap has one.
@@ -188,6 +213,7 @@ impl DiscoveryStats {
             (TypeUrl::RUNTIME, "rtds"),
         ];
         DiscoveryStats {
+            notices: NoticeStats::new(registry),
             clusters: SubscriptionStats::new(registry.scope("cluster_manager.cds."), &[]),
             listeners: SubscriptionStats::new(registry.scope("listener_manager.lds."), &[]),
             control_plane: aggregated.then(|| ControlPlaneStats::new(&registry.scope(""))),

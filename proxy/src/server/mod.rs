@@ -157,6 +157,7 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
         wants,
         bootstrap: bootstrap.clone(),
         reject_unknown_fields: options.reject_unknown_dynamic_fields,
+        ignore_unknown_fields: options.ignore_unknown_dynamic_fields,
     });
     record_static(&discovery, &loaded.bytes, &loaded.notices.warnings);
     if let Some(admin) = &bootstrap.admin {

@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn columns_are_counted_in_characters_on_every_line() {
         let error = load_json("{\"ä\": [\"ö\",\n \"ü\", x y]}", None).unwrap_err();
-        assert_eq!((error.at.line, error.at.column), (2, 9));
+        assert_eq!((error.at.line, error.at.column), (2, 7));
     }
     use serde_json::json;
 
