@@ -1,11 +1,18 @@
 //! The admin page, as operators and agents use it.
 
 use outrigger_tests::config::{self, Bootstrap};
-use outrigger_tests::control_plane::{CDS, ControlPlane};
+use outrigger_tests::control_plane::{CDS, ControlPlane, EDS};
 use outrigger_tests::origin::Origin;
 use outrigger_tests::proxy::{Options, Proxy};
+use prost::Message;
 use serde_json::Value;
 use tokio::net::TcpStream;
+use xds_protos::pb::envoy::admin::v3::ClientResourceStatus;
+use xds_protos::pb::envoy::config::cluster::v3::Cluster;
+use xds_protos::pb::envoy::service::status::v3::ClientStatusRequest;
+use xds_protos::pb::envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient;
+use xds_protos::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use xds_protos::pb::envoy::r#type::matcher::v3::{NodeMatcher, StringMatcher};
 
 use super::support::*;
 
@@ -315,4 +322,56 @@ async fn the_ledger_says_what_became_of_every_resource() {
     assert_eq!((refused.status.as_u16(), refused.text().starts_with("state is 'lost'")), (400, true));
     control_plane.remove(CDS, "cold");
     eventually("a removal", || async { ledger(&proxy, "", &["cds", "cold"]).await.is_empty() }).await;
+}
+
+#[tokio::test]
+async fn the_client_says_by_grpc_and_json_what_it_holds() {
+    let origin = Origin::start("v1").unwrap();
+    let control_plane = ControlPlane::tcp().unwrap();
+    control_plane.batch(|batch| {
+        batch.set("good", &config::eds_cluster("good"));
+        batch.set("good", &config::endpoints("good", &[origin.address()]));
+    });
+    let bootstrap = Bootstrap { node_id: "me", ads: Some(control_plane.address()), ..Bootstrap::default() };
+    let proxy = start_yaml(&bootstrap.yaml()).await;
+    let channel = tonic::transport::Endpoint::new(format!("http://{}", proxy.admin_address())).unwrap();
+    let mut client = ClientStatusDiscoveryServiceClient::new(channel.connect().await.unwrap());
+
+    let all = client.fetch_client_status(ClientStatusRequest::default()).await.unwrap().into_inner();
+    let [config] = &all.config[..] else { panic!("{all:?}") };
+    assert_eq!(config.node.as_ref().unwrap().id, "me");
+    let find = |type_url: &str, name: &str| {
+        let found = config.generic_xds_configs.iter().find(|one| one.type_url == type_url && one.name == name);
+        found.unwrap_or_else(|| panic!("no {type_url} {name} in {all:?}")).clone()
+    };
+    let cluster = find(CDS, "good");
+    let body = Cluster::decode(cluster.xds_config.as_ref().unwrap().value.as_slice()).unwrap();
+    assert_eq!((cluster.client_status(), body), (ClientResourceStatus::Acked, config::eds_cluster("good")));
+    assert_eq!(find(EDS, "good").client_status(), ClientResourceStatus::Acked);
+
+    // one stream: a message for each
+    let (asks, asked) = tokio::sync::mpsc::channel(2);
+    let mut answers =
+        client.stream_client_status(tokio_stream::wrappers::ReceiverStream::new(asked)).await.unwrap().into_inner();
+    asks.send(ClientStatusRequest { exclude_resource_contents: true, ..Default::default() }).await.unwrap();
+    let brief = answers.message().await.unwrap().unwrap();
+    assert!(brief.config[0].generic_xds_configs.iter().all(|one| one.xds_config.is_none() && !one.name.is_empty()));
+    let id = StringMatcher { match_pattern: Some(MatchPattern::Exact("you".into())), ..Default::default() };
+    let others = NodeMatcher { node_id: Some(id), ..Default::default() };
+    asks.send(ClientStatusRequest { node_matchers: vec![others], ..Default::default() }).await.unwrap();
+    assert!(answers.message().await.unwrap().unwrap().config.is_empty());
+    drop(asks);
+    assert!(answers.message().await.unwrap().is_none());
+
+    let mut bad = config::eds_cluster("good");
+    bad.connect_timeout = Some(xds_protos::pb::google::protobuf::Duration { seconds: -1, nanos: 0 });
+    control_plane.set("good", &bad);
+    eventually("a refusal", || async {
+        let page = proxy.admin_post("/v3/discovery:client_status").await.unwrap();
+        let page = page.json();
+        let rows = page["config"][0]["generic_xds_configs"].as_array().unwrap().clone();
+        rows.iter()
+            .any(|row| row["name"] == "good" && row["client_status"] == "NACKED" && row["error_state"].is_object())
+    })
+    .await;
 }

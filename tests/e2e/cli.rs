@@ -120,7 +120,8 @@ fn validate_says_whether_it_would_start() {
     assert!((good.stdout + &good.stderr).contains("OK"));
     let broken = yaml.replace("stat_prefix", "stat_prefiks");
     let Some((bad, _)) = run_file(&broken, &["--mode", "validate"]) else { return };
-    assert!(error_line(&bad).contains("stat_prefiks"));
+    assert_eq!(bad.code, Some(1), "{bad:?}");
+    assert!(bad.stderr.contains("did you mean \"stat_prefix\"?") && bad.stderr.contains(": 3 problems"), "{bad:?}");
 }
 
 #[test]

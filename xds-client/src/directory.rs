@@ -16,13 +16,14 @@ use tokio::io::unix::AsyncFd;
 /// Names remembered of one wake-up; with more, it is not said which they were.
 const MAX_NAMES: usize = 64;
 
-pub(crate) struct Directory {
+/// A directory that is watched.
+pub struct Directory {
     fd: AsyncFd<OwnedFd>,
 }
 
 /// What happened since the last time.
 #[derive(Debug, Default)]
-pub(crate) struct Moves {
+pub struct Moves {
     /// Entries that were moved in.
     pub names: Vec<OsString>,
     /// There was more than could be told: look yourself.
@@ -32,6 +33,8 @@ pub(crate) struct Moves {
 }
 
 impl Directory {
+    /// Watches a directory, from now on.
+    ///
     /// # Errors
     /// When there is no such directory, it may not be read, or the user has no more inotify watches.
     pub fn watch(path: &Path) -> io::Result<Directory> {
@@ -47,6 +50,9 @@ impl Directory {
     }
 
     /// Waits for something to happen. Cancel safe.
+    ///
+    /// # Errors
+    /// When the watch itself cannot be read.
     pub async fn moves(&self) -> io::Result<Moves> {
         loop {
             let mut ready = self.fd.readable().await?;

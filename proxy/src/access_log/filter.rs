@@ -2,7 +2,8 @@
 
 use super::{Entry, Flag};
 use crate::config::ConfigError;
-use crate::config::model::{AccessLogFilter, Comparison, Fraction, HeaderMatch, HeaderTest};
+use crate::config::model::{AccessLogFilter, Comparison, HeaderMatch, HeaderTest};
+use crate::runtime::LiveFraction;
 use http::HeaderName;
 
 /// A compiled filter.
@@ -11,7 +12,7 @@ pub(super) enum Filter {
     Duration(Comparison, u32),
     NotHealthCheck,
     Traceable,
-    Share(Fraction),
+    Share(LiveFraction),
     And(Vec<Filter>),
     Or(Vec<Filter>),
     Header { name: Name, header: HeaderMatch },
@@ -39,7 +40,7 @@ impl Filter {
             AccessLogFilter::Duration { op, value } => Filter::Duration(*op, *value),
             AccessLogFilter::NotHealthCheck => Filter::NotHealthCheck,
             AccessLogFilter::Traceable => Filter::Traceable,
-            AccessLogFilter::Runtime(share) => Filter::Share(*share),
+            AccessLogFilter::Runtime(share) => Filter::Share(share.clone()),
             AccessLogFilter::And(filters) => Filter::And(all(filters, "and_filter")?),
             AccessLogFilter::Or(filters) => Filter::Or(all(filters, "or_filter")?),
             AccessLogFilter::Header(header) => {

@@ -1,10 +1,12 @@
 //! The admin interface: Envoy's paths, in Envoy's shapes.
 //!
-//! An HTTP/1.1 server on the control thread. It knows the server only as an [`AdminSource`]. Pages are built in one go and
+//! A server of HTTP/1.1, and of HTTP/2 with prior knowledge, on the control thread. It knows the server only as an [`AdminSource`]. Pages are built in one go and
 //! sent in pieces as their reader takes them, so that a slow reader holds up nobody.
 
 mod clusters;
+mod grpc;
 mod pages;
+mod preface;
 mod query;
 mod reply;
 mod stats;
@@ -29,7 +31,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use pages::Request;
 use query::Target;
-use reply::{Chunks, Reply};
+use reply::{Body, Chunks, Reply};
 use std::cell::Cell;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -45,6 +47,8 @@ const MOST_CONNECTIONS: usize = 256;
 const MOST_BODY_BYTES: usize = 64 * 1024;
 /// Envoy's default for a stream on which nothing happens; here for connections too, so that an idle one goes as well.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+/// Requests at once on a connection of HTTP/2.
+const MOST_STREAMS: u32 = 32;
 /// After an accept that failed for want of descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
@@ -215,12 +219,25 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(self: Rc<Connection>, stream: impl AsyncRead + AsyncWrite + Unpin) {
-        let service = service_fn(|request| self.clone().answer(request));
-        let serving = hyper::server::conn::http1::Builder::new()
-            // The timer above the connection covers its headers too.
-            .header_read_timeout(None)
-            .serve_connection(TokioIo::new(stream), service);
+    async fn run(self: Rc<Connection>, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+        let this = self.clone();
+        let serving = async move {
+            let (http2, stream) = preface::is_http2(stream).await?;
+            let service = service_fn(|request| this.clone().answer(request));
+            let served = if http2 {
+                hyper::server::conn::http2::Builder::new(LocalExecutor)
+                    .max_concurrent_streams(MOST_STREAMS)
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await
+            } else {
+                hyper::server::conn::http1::Builder::new()
+                    // The timer above the connection covers its headers too.
+                    .header_read_timeout(None)
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await
+            };
+            served.map_err(io::Error::other)
+        };
         tokio::pin!(serving);
         loop {
             tokio::select! {
@@ -249,6 +266,11 @@ impl Connection {
         self.stats.rq_total.inc();
         self.stats.rq_active.inc();
         let (head, body) = request.into_parts();
+        if grpc::is_grpc(&head.headers) && head.version == http::Version::HTTP_2 {
+            let replies = grpc::answer(head.uri.path(), body, self.source.clone(), self.active.clone());
+            let reply = Reply { status: StatusCode::OK, content_type: "application/grpc", body: Body::Grpc(replies) };
+            return Ok(self.finish(head, reply, start, started));
+        }
         let reply = match Limited::new(body, MOST_BODY_BYTES).collect().await {
             Err(_) => Reply::error(StatusCode::PAYLOAD_TOO_LARGE, "Payload Too Large"),
             Ok(body) => {
@@ -258,6 +280,17 @@ impl Connection {
                 pages::answer(&*self.source, &Request { method: &head.method, target, body })
             }
         };
+        Ok(self.finish(head, reply, start, started))
+    }
+
+    /// Counts and logs a request, and gives its answer.
+    fn finish(
+        self: Rc<Connection>,
+        head: http::request::Parts,
+        reply: Reply,
+        start: SystemTime,
+        started: Instant,
+    ) -> hyper::Response<Chunks> {
         self.stats.rq_active.dec();
         self.stats.rq_completed.inc();
         self.stats.rq_time.record_duration(started.elapsed());
@@ -271,7 +304,7 @@ impl Connection {
             let log = move |sent| self.log(&head, status, sent, start, started.elapsed());
             response.body_mut().ended = Some(Box::new(log));
         }
-        Ok(response)
+        response
     }
 
     fn response(&self, reply: Reply) -> hyper::Response<Chunks> {
@@ -306,6 +339,16 @@ impl Connection {
             bytes_sent: sent,
             ..Entry::new(Kind::Http, &self.info, start, duration)
         });
+    }
+}
+
+/// Runs what a connection of HTTP/2 starts on the thread it is on.
+#[derive(Clone, Copy)]
+struct LocalExecutor;
+
+impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
     }
 }
 

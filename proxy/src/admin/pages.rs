@@ -21,7 +21,7 @@ pub(super) struct Request<'a> {
 struct Page {
     path: &'static str,
     help: &'static str,
-    /// Changes something: only by POST.
+    /// Changes something, or takes a body: only by POST.
     mutates: bool,
     /// Parameters and their help.
     parameters: &'static [(&'static str, &'static str)],
@@ -236,6 +236,14 @@ const PAGES: &[Page] = &[
             stats::prometheus(source, &request.target)
         })
     },
+    Page {
+        mutates: true,
+        ..page(
+            "/v3/discovery:client_status",
+            "client status discovery service (CSDS), also served by gRPC",
+            |source, request| source.client_status_json(request.body).map_or_else(Reply::from, Reply::json_pieces),
+        )
+    },
 ];
 
 /// Answers any request.
@@ -298,7 +306,9 @@ fn config_dump(source: &dyn AdminSource, request: &Request<'_>) -> Reply {
         name_regex: value("name_regex"),
         include_eds: request.target.has("include_eds"),
     };
-    source.config_dump(&query).map_or_else(Reply::from, Reply::json_pieces)
+    // Envoy names no character set here
+    let refused = |refusal| Reply { content_type: "text/plain", ..Reply::from(refusal) };
+    source.config_dump(&query).map_or_else(refused, Reply::json_pieces)
 }
 
 fn ledger(source: &dyn AdminSource, request: &Request<'_>) -> Reply {

@@ -1,5 +1,6 @@
 //! What a page answers.
 
+use super::grpc::Replies;
 use super::view::{Pieces, Refusal};
 use bytes::Bytes;
 use http::StatusCode;
@@ -8,7 +9,7 @@ use serde_json::Value;
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use tokio::time::Instant;
 
 /// An answer.
@@ -23,6 +24,8 @@ pub(super) enum Body {
     Whole(Bytes),
     /// Made as it is read.
     Pieces(Pieces),
+    /// Messages, each answered as it comes.
+    Grpc(Replies),
 }
 
 impl Reply {
@@ -90,12 +93,19 @@ impl http_body::Body for Chunks {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         self.taken.set(Instant::now());
         let next = match &mut self.rest {
             Body::Whole(rest) if rest.is_empty() => None,
             Body::Whole(rest) => Some(rest.split_to(rest.len().min(FRAME))),
             Body::Pieces(pieces) => pieces.next(),
+            Body::Grpc(replies) => {
+                let next = ready!(Pin::new(replies).poll_frame(cx));
+                let data = next.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+                let length = data.map_or(0, |data| data.len() as u64);
+                self.sent += length;
+                return Poll::Ready(next);
+            }
         };
         self.sent += next.as_ref().map_or(0, |piece| piece.len() as u64);
         Poll::Ready(next.map(|piece| Ok(Frame::data(piece))))

@@ -137,6 +137,18 @@ impl AdminSource for Server {
         Ok(format!("{:?} {:?} {:?} {}", query.api, query.state, query.name_regex, query.json))
     }
 
+    fn client_status(&self, request: &[u8]) -> Result<(usize, Pieces), Refusal> {
+        if request == b"bad" {
+            return Err(Refusal { status: 400, message: "100% bad".into() });
+        }
+        let answer = Bytes::from([request, b"!"].concat());
+        Ok((answer.len(), Box::new(std::iter::once(answer))))
+    }
+
+    fn client_status_json(&self, request: &str) -> Result<Pieces, Refusal> {
+        Ok(Box::new(std::iter::once(Bytes::from(request.to_owned()))))
+    }
+
     fn config_dump(&self, query: &ConfigDumpQuery) -> Result<Pieces, Refusal> {
         match &query.resource {
             Some(resource) => Err(Refusal { status: 404, message: format!("{resource} not found in config dump") }),
@@ -232,6 +244,7 @@ fn ask_with(server: &Server, method: &Method, uri: &str, body: &str) -> (u16, St
     let body = match reply.body {
         Body::Whole(body) => body.to_vec(),
         Body::Pieces(pieces) => pieces.flatten().collect(),
+        Body::Grpc(_) => Vec::new(),
     };
     (reply.status.as_u16(), String::from_utf8(body).expect("UTF-8"))
 }
@@ -399,4 +412,26 @@ async fn replies_have_envoy_s_headers_and_large_pages_arrive_whole() {
     };
     local.run_until(client).await;
     assert!(server.registry.text(&Default::default()).contains("http.admin.downstream_rq_2xx: 2\n"));
+}
+
+#[tokio::test]
+async fn http_1_is_told_from_http_2_however_its_first_bytes_come() {
+    for (sent, http2) in
+        [(&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nrest"[..], true), (b"PUT / HTTP/1.1\r\n\r\n", false), (b"P", false)]
+    {
+        let (mut client, server) = tokio::io::duplex(3);
+        let (seen, ()) = tokio::join!(
+            async {
+                let (is, mut stream) = preface::is_http2(server).await.unwrap();
+                let mut all = Vec::new();
+                stream.read_to_end(&mut all).await.unwrap();
+                (is, all)
+            },
+            async {
+                client.write_all(sent).await.unwrap();
+                drop(client);
+            }
+        );
+        assert_eq!(seen, (http2, sent.to_vec()));
+    }
 }

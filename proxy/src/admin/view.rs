@@ -35,6 +35,19 @@ pub trait AdminSource {
     /// The query cannot be read.
     fn ledger(&self, query: &LedgerQuery) -> Result<String, Refusal>;
 
+    /// `envoy.service.status.v3.ClientStatusResponse` to a `ClientStatusRequest`, both on the wire: its length and its
+    /// pieces.
+    ///
+    /// # Errors
+    /// The request cannot be read.
+    fn client_status(&self, request: &[u8]) -> Result<(usize, Pieces), Refusal>;
+
+    /// The same, both as protobuf's JSON.
+    ///
+    /// # Errors
+    /// The request cannot be read.
+    fn client_status_json(&self, request: &str) -> Result<Pieces, Refusal>;
+
     /// `envoy.admin.v3.UnreadyTargetsDumps` as protobuf's JSON; an empty object when nothing waits.
     fn init_dump(&self, mask: Option<&str>) -> Value;
 

@@ -13,9 +13,10 @@ use super::model::{
 };
 use super::pb::{bootstrap, core, google, metrics, runtime, types};
 use super::source::{api_config_source, json_object, optional_source};
-use crate::runtime::{Layer, LayerSource, Values};
+use crate::runtime::{DiskLayer, Layer, LayerSource, Runtime, Values};
 use crate::stats::{check_tag_regex, is_default_tag};
 use serde_json::Value as Json;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use xds_protos::pb::xds::core::v3::ContextParams;
@@ -76,10 +77,14 @@ pub(super) fn bootstrap(
         stats_flush: _,
         stats_eviction: _,
     } = message;
+    let service_cluster = match &cx.service_cluster {
+        Some(name) => name.clone(),
+        None => node_message.as_ref().map(|node| node.cluster.clone()).unwrap_or_default(),
+    };
     // Runtime first: what follows asks for its values.
-    let RuntimeLayers { values, layers: runtime_layers, rtds } =
-        cx.at("layered_runtime", |cx| runtime(layered_runtime.unwrap_or_default(), cx))?;
-    cx.runtime = values;
+    let (layers, rtds) =
+        cx.at("layered_runtime", |cx| runtime(layered_runtime.unwrap_or_default(), &service_cluster, cx))?;
+    cx.runtime = Arc::new(Runtime::new(layers));
 
     let bootstrap::bootstrap::DeferredStatOptions { enable_deferred_creation_stats: _ } =
         deferred_stat_options.unwrap_or_default();
@@ -102,7 +107,6 @@ pub(super) fn bootstrap(
             .positive("stats_flush_interval", stats_flush_interval)?
             .unwrap_or(STATS_FLUSH_INTERVAL),
         runtime: cx.runtime.clone(),
-        runtime_layers,
         rtds,
         log_format: log_format(application_log_config, cx)?,
         local_cluster,
@@ -210,31 +214,20 @@ fn admin_config(message: bootstrap::Admin, cx: &mut Context) -> Result<Option<Ad
     Ok(Some(AdminConfig { address: address(admin_address, "address", cx)?, access_log }))
 }
 
-struct RuntimeLayers {
-    /// Of the static layers, later over earlier ones.
-    values: Values,
-    layers: Vec<Layer>,
-    rtds: Vec<(Arc<str>, ConfigSource)>,
-}
+/// The layers in order, and where the values of RTDS layers come from: resource names and sources.
+type RuntimeLayers = (Vec<Layer>, Vec<(Arc<str>, ConfigSource)>);
 
-/// Values that have structure are kept; nested keys are joined with dots.
-fn runtime(message: bootstrap::LayeredRuntime, cx: &mut Context) -> Result<RuntimeLayers> {
+fn runtime(message: bootstrap::LayeredRuntime, service_cluster: &str, cx: &mut Context) -> Result<RuntimeLayers> {
     use bootstrap::runtime_layer::{AdminLayer, LayerSpecifier, RtdsLayer};
     let bootstrap::LayeredRuntime { layers } = message;
-    let mut values = Values::new();
     let mut rtds = Vec::new();
-    let layers = cx.each("layers", layers, |layer, cx| {
+    let mut layers = cx.each("layers", layers, |layer, cx| {
         let bootstrap::RuntimeLayer { name, layer_specifier } = layer;
         let name = cx.non_empty("name", name)?;
         let source = match cx.required("layer_specifier", layer_specifier)? {
-            LayerSpecifier::StaticLayer(fields) => {
-                let own = flat(&fields);
-                values.extend(own.clone());
-                LayerSource::Static(own)
-            }
+            LayerSpecifier::StaticLayer(fields) => LayerSource::Static(cx.at("static_layer", |cx| flat(&fields, cx))?),
             LayerSpecifier::AdminLayer(AdminLayer {}) => LayerSource::Admin,
-            // shown as a layer without values
-            LayerSpecifier::DiskLayer(_) => LayerSource::Static(Values::new()),
+            LayerSpecifier::DiskLayer(layer) => LayerSource::Disk(disk_layer(layer, service_cluster, cx)),
             LayerSpecifier::RtdsLayer(layer) => cx.at("rtds_layer", |cx| {
                 let RtdsLayer { name, rtds_config } = layer;
                 let name = cx.non_empty("name", name)?;
@@ -246,35 +239,60 @@ fn runtime(message: bootstrap::LayeredRuntime, cx: &mut Context) -> Result<Runti
         };
         Ok(Layer { name, source })
     })?;
-    Ok(RuntimeLayers { values, layers, rtds })
+    let admin = layers.iter().filter(|layer| matches!(layer.source, LayerSource::Admin)).count();
+    if admin > 1 {
+        return Err(
+            cx.error_at("layers", "Too many admin layers specified in LayeredRuntime, at most one may be specified")
+        );
+    }
+    if layers.is_empty() {
+        layers.push(Layer { name: String::new(), source: LayerSource::Admin });
+    }
+    Ok((layers, rtds))
+}
+
+fn disk_layer(message: bootstrap::runtime_layer::DiskLayer, service_cluster: &str, cx: &Context) -> DiskLayer {
+    let bootstrap::runtime_layer::DiskLayer { symlink_root, subdirectory, append_service_cluster } = message;
+    let mut subdirectory = PathBuf::from(subdirectory);
+    if append_service_cluster {
+        subdirectory.push(service_cluster);
+    }
+    DiskLayer { symlink_root: cx.resolve(&symlink_root), subdirectory }
 }
 
 /// `envoy.service.runtime.v3.Runtime`: the values of an RTDS layer.
 pub(super) fn runtime_layer(message: runtime::Runtime, cx: &mut Context) -> Result<Resource> {
     let runtime::Runtime { name, layer } = message;
     let name = cx.non_empty("name", name)?.into();
-    Ok(Resource::Runtime { name, values: layer.as_ref().map(flat).unwrap_or_default() })
+    let values = cx.at("layer", |cx| layer.as_ref().map(|fields| flat(fields, cx)).transpose())?.unwrap_or_default();
+    Ok(Resource::Runtime { name, values })
 }
 
-fn flat(fields: &google::Struct) -> Values {
+/// Values that have structure are kept; nested keys are joined with dots.
+fn flat(fields: &google::Struct, cx: &Context) -> Result<Values> {
     let mut values = Values::new();
-    flatten("", xds_protos::struct_to_json(fields), &mut values);
-    values
+    flatten("", xds_protos::struct_to_json(fields), &mut values)
+        .map_err(|key| cx.error_at(&key, format!("Invalid runtime entry value for {key}")))?;
+    Ok(values)
 }
 
-fn flatten(prefix: &str, value: Json, values: &mut Values) {
+/// # Errors
+/// The key of a value that is none: runtime knows no lists and no null.
+fn flatten(prefix: &str, value: Json, values: &mut Values) -> std::result::Result<(), String> {
     match value {
         // A fraction is one value, though it is written as an object.
         Json::Object(fields) if !fields.contains_key("numerator") => {
             for (name, value) in fields {
                 let key = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
-                flatten(&key, value, values);
+                flatten(&key, value, values)?;
             }
         }
+        Json::Null | Json::Array(_) => return Err(prefix.to_owned()),
         value => {
             values.insert(prefix.to_owned(), value);
         }
     }
+    Ok(())
 }
 
 fn log_format(message: Option<bootstrap::bootstrap::ApplicationLogConfig>, cx: &Context) -> Result<Option<LogFormat>> {

@@ -4,10 +4,12 @@
 use super::answers::{Answer, table};
 use super::pb::google;
 use super::{ConfigError, Notices, ProblemKind};
+use crate::runtime::Runtime;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The result of every conversion. An error ends the conversion of the message at hand; problems with a single value are
@@ -27,8 +29,10 @@ pub struct Context {
     pub notices: Notices,
     /// Relative file names start here; empty: in the working directory, as in Envoy.
     pub base_dir: PathBuf,
-    /// Static runtime values (`layered_runtime`), by key. [`bootstrap`](super::bootstrap) fills it.
-    pub runtime: BTreeMap<String, serde_json::Value>,
+    /// Runtime values. [`bootstrap`](super::bootstrap) loads them from its `layered_runtime`.
+    pub runtime: Arc<Runtime>,
+    /// `--service-cluster`, which goes before the node's cluster.
+    pub service_cluster: Option<String>,
     /// A field without effect refuses the resource instead of being noticed.
     pub reject_unsupported: bool,
     path: String,
@@ -37,7 +41,7 @@ pub struct Context {
 
 impl Context {
     /// A context that knows the runtime values of the bootstrap.
-    pub fn with_runtime(runtime: BTreeMap<String, serde_json::Value>) -> Context {
+    pub fn with_runtime(runtime: Arc<Runtime>) -> Context {
         Context { runtime, ..Context::default() }
     }
 
@@ -231,24 +235,12 @@ impl Context {
 
     /// Whether a runtime feature of Envoy's is on.
     pub(super) fn runtime_flag(&self, key: &str, default: bool) -> bool {
-        match self.runtime.get(key) {
-            Some(serde_json::Value::Bool(on)) => *on,
-            Some(serde_json::Value::String(text)) => match text.as_str() {
-                "true" => true,
-                "false" => false,
-                _ => default,
-            },
-            _ => default,
-        }
+        self.runtime.flag(key).unwrap_or(default)
     }
 
-    /// A number that runtime may override.
+    /// A number that runtime may override, as it is now.
     pub(super) fn runtime_number(&self, key: &str, default: f64) -> f64 {
-        match self.runtime.get(key) {
-            Some(serde_json::Value::Number(n)) => n.as_f64().unwrap_or(default),
-            Some(serde_json::Value::String(text)) => text.parse().unwrap_or(default),
-            _ => default,
-        }
+        self.runtime.number(key).unwrap_or(default)
     }
 
     /// Where a file name of the configuration points.

@@ -2,8 +2,9 @@
 
 use super::any;
 use super::context::{Context, Result};
-use super::model::{Fraction, StringMatch};
+use super::model::StringMatch;
 use super::pb::{core, matcher, types};
+use crate::runtime::{Fraction, LiveFraction};
 use regex::bytes::{Regex, RegexBuilder};
 use std::sync::Arc;
 
@@ -222,16 +223,11 @@ pub(super) fn fraction(message: types::FractionalPercent, cx: &Context) -> Resul
     Ok(Fraction { numerator, denominator })
 }
 
-/// A fraction that runtime may override with a percentage.
-pub(super) fn runtime_fraction(message: core::RuntimeFractionalPercent, cx: &Context) -> Result<Fraction> {
+/// A fraction that runtime may override.
+pub(super) fn runtime_fraction(message: core::RuntimeFractionalPercent, cx: &Context) -> Result<LiveFraction> {
     let core::RuntimeFractionalPercent { default_value, runtime_key } = message;
     let default = fraction(cx.required("default_value", default_value)?, cx)?;
-    let percent = cx.runtime_number(&runtime_key, f64::NAN);
-    Ok(if percent.is_nan() {
-        default
-    } else {
-        Fraction { numerator: percent.clamp(0.0, 100.0) as u32, denominator: 100 }
-    })
+    Ok(cx.runtime.live_fraction(&runtime_key, default))
 }
 
 /// A percentage, 0 to 100.

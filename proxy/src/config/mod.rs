@@ -48,6 +48,14 @@ pub use context::Context;
 pub use error::{ConfigError, Notices, ProblemKind, both, each_of};
 pub use static_resources::static_resources;
 
+/// Converts a matcher of strings that stands in no resource.
+///
+/// # Errors
+/// As in a resource.
+pub fn string_match(message: pb::matcher::StringMatcher) -> context::Result<model::StringMatch> {
+    matcher::string_match(message, &mut Context::default())
+}
+
 use model::{ClusterConfig, ListenerConfig, LoadAssignment, RouteConfig, SecretConfig};
 use prost::Name;
 use std::sync::Arc;

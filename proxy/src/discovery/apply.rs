@@ -285,7 +285,7 @@ impl Task {
                 if !wanted {
                     return Ok(Taken::Unwanted);
                 }
-                self.set_layer(&name, &values);
+                self.runtime.set_rtds(&name, &values);
                 self.layer_answered(&name);
                 Ok(Taken::Held)
             }
@@ -337,7 +337,7 @@ impl Task {
             } else if *type_url == TypeUrl::LISTENER {
                 self.listeners.remove(name);
             } else if *type_url == TypeUrl::RUNTIME {
-                self.set_layer(name, &Values::new());
+                self.runtime.set_rtds(name, &Values::new());
                 self.layer_answered(name);
             }
             return self.ledger.borrow_mut().removed(type_url, name);

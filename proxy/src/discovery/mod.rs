@@ -4,19 +4,21 @@
 //! the streams bring, and of first fetches that took too long; everything else is the managers' own business.
 
 mod apply;
+mod csds;
 mod dump;
 mod ledger;
 mod pending;
 mod stats;
 mod streams;
 
+pub use csds::ClientStatus;
 pub use dump::{Parts as DumpParts, StaticConfig};
 pub use ledger::{Ledger, Record, State};
 
 use crate::config::Context;
 use crate::config::model::{Bootstrap, ConfigSource, LoadAssignment, SecretKind};
 use crate::listener::ListenerManager;
-use crate::runtime::{Runtime, Values};
+use crate::runtime::Runtime;
 use crate::services::Services;
 use crate::slots::{Key, Kind, Store, Want};
 use crate::upstream::AssignmentFailure;
@@ -45,7 +47,6 @@ pub struct Parts {
 
 /// The rest of the server's view of the discovery task.
 pub struct Discovery {
-    pub runtime: Arc<Runtime>,
     pub ledger: Rc<RefCell<Ledger>>,
     ledger_stats: RefCell<LedgerStats>,
     start_listeners: watch::Sender<bool>,
@@ -67,12 +68,13 @@ impl Discovery {
         let (events_tx, events) = mpsc::channel(1);
         let (late_tx, late) = mpsc::unbounded_channel();
         let secrets = parts.bootstrap.secrets.iter().map(|s| (s.name.clone(), s.kind.clone())).collect();
-        let runtime = Arc::new(Runtime::new(parts.bootstrap.runtime_layers.clone()));
+        let runtime = parts.bootstrap.runtime.clone();
         runtime.count_in(&parts.services.registry);
+        tokio::task::spawn_local(crate::runtime::follow_disk(runtime.clone()));
         let awaited_layers = parts.bootstrap.rtds.iter().map(|(name, _)| name.clone()).collect();
         let stats = DiscoveryStats::new(&parts.services.registry, parts.bootstrap.ads.is_some());
         let task = Task {
-            runtime: runtime.clone(),
+            runtime,
             awaited_layers,
             streams: Streams::new(
                 parts.services.clone(),
@@ -103,7 +105,7 @@ impl Discovery {
             listeners_answered: listeners_tx,
         };
         tokio::task::spawn_local(task.run(parts.wants, events, late, start_listeners_rx));
-        Rc::new(Discovery { runtime, ledger, ledger_stats, start_listeners, clusters_answered, listeners_answered })
+        Rc::new(Discovery { ledger, ledger_stats, start_listeners, clusters_answered, listeners_answered })
     }
 
     /// Brings the gauges of the ledger up to date; called before they are read.
@@ -243,12 +245,6 @@ impl Task {
         if let Some(source) = self.bootstrap.cds.clone() {
             self.subscribe_all(&source, TypeUrl::CLUSTER, Late::Clusters);
         }
-    }
-
-    /// Values of a runtime layer; they hold for what is converted from now on.
-    fn set_layer(&mut self, name: &str, values: &Values) {
-        self.runtime.set_rtds(name, values);
-        self.context.runtime = self.runtime.values();
     }
 
     /// Everything of a type: clusters or listeners.

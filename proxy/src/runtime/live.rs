@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-/// Runtime says nothing. As a number it is a NaN that no text reads as, as a fraction its denominator is not used.
+/// Runtime says nothing: no fraction has this denominator.
 const UNSET: u64 = u64::MAX;
 
 /// A share of all requests.
@@ -58,74 +58,27 @@ impl From<Fraction> for LiveFraction {
     }
 }
 
-/// A number that runtime may override.
-#[derive(Debug, Clone)]
-pub struct LiveNumber {
-    default: f64,
-    cell: Option<Arc<AtomicU64>>,
-}
-
-impl LiveNumber {
-    pub(super) fn new(default: f64, cell: Option<Arc<AtomicU64>>) -> LiveNumber {
-        LiveNumber { default, cell }
-    }
-
-    /// The number that holds now.
-    pub fn get(&self) -> f64 {
-        match self.cell.as_ref().map_or(UNSET, |cell| cell.load(Ordering::Relaxed)) {
-            UNSET => self.default,
-            bits => f64::from_bits(bits),
-        }
-    }
-}
-
-impl From<f64> for LiveNumber {
-    fn from(fixed: f64) -> LiveNumber {
-        LiveNumber { default: fixed, cell: None }
-    }
-}
-
-type ByKey = HashMap<String, Weak<AtomicU64>>;
-
 /// The handles that are out, by key; those that nobody holds any more go at the next change.
 #[derive(Debug, Default)]
-pub(super) struct Cells {
-    numbers: ByKey,
-    fractions: ByKey,
-}
+pub(super) struct Cells(HashMap<String, Weak<AtomicU64>>);
 
 impl Cells {
-    pub fn number(&mut self, key: &str, values: &Values) -> Arc<AtomicU64> {
-        cell(&mut self.numbers, key, || number(values, key))
-    }
-
     pub fn fraction(&mut self, key: &str, values: &Values) -> Arc<AtomicU64> {
-        cell(&mut self.fractions, key, || fraction(values, key))
+        if let Some(known) = self.0.get(key).and_then(Weak::upgrade) {
+            return known;
+        }
+        let new = Arc::new(AtomicU64::new(fraction(values, key)));
+        self.0.insert(key.to_owned(), Arc::downgrade(&new));
+        new
     }
 
     /// Values have changed.
     pub fn refresh(&mut self, values: &Values) {
-        for (cells, read) in [(&mut self.numbers, number as fn(&Values, &str) -> u64), (&mut self.fractions, fraction)]
-        {
-            cells.retain(|key, cell| {
-                let held = cell.upgrade();
-                held.map(|cell| cell.store(read(values, key), Ordering::Relaxed)).is_some()
-            });
-        }
+        self.0.retain(|key, cell| {
+            let held = cell.upgrade();
+            held.map(|cell| cell.store(fraction(values, key), Ordering::Relaxed)).is_some()
+        });
     }
-}
-
-fn cell(cells: &mut ByKey, key: &str, now: impl FnOnce() -> u64) -> Arc<AtomicU64> {
-    if let Some(known) = cells.get(key).and_then(Weak::upgrade) {
-        return known;
-    }
-    let new = Arc::new(AtomicU64::new(now()));
-    cells.insert(key.to_owned(), Arc::downgrade(&new));
-    new
-}
-
-fn number(values: &Values, key: &str) -> u64 {
-    values.get(key).and_then(as_number).map_or(UNSET, f64::to_bits)
 }
 
 fn fraction(values: &Values, key: &str) -> u64 {

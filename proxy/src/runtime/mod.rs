@@ -1,15 +1,17 @@
 //! Runtime: values by key that operators may change while the process runs, in layers of which the last one wins.
 //!
-//! Configuration reads values when it is loaded, or keeps a live handle ([`LiveFraction`], [`LiveNumber`]) that is one
+//! Configuration reads values when it is loaded, or keeps a live handle ([`LiveFraction`]) that is one
 //! atomic load on the path of a request. Knows nothing of where layers come from but the files of disk layers
 //! (`envoy.config.bootstrap.v3.LayeredRuntime`, "Runtime" in Envoy's operations guide).
 
 mod disk;
 mod live;
 mod stats;
+mod watch;
 
 pub use disk::DiskLayer;
-pub use live::{Fraction, LiveFraction, LiveNumber};
+pub use live::{Fraction, LiveFraction};
+pub use watch::follow_disk;
 
 use crate::stats::Registry;
 use live::Cells;
@@ -169,11 +171,6 @@ impl Runtime {
         outcome
     }
 
-    /// All values that hold.
-    pub fn values(&self) -> Values {
-        self.state().merged.clone()
-    }
-
     /// The number under a key.
     pub fn number(&self, key: &str) -> Option<f64> {
         self.state().merged.get(key).and_then(as_number)
@@ -189,23 +186,6 @@ impl Runtime {
         let mut state = self.state();
         let State { merged, cells, .. } = &mut *state;
         LiveFraction::new(default, (!key.is_empty()).then(|| cells.fraction(key, merged)))
-    }
-
-    /// A number that the key may override.
-    pub fn live_number(&self, key: &str, default: f64) -> LiveNumber {
-        let mut state = self.state();
-        let State { merged, cells, .. } = &mut *state;
-        LiveNumber::new(default, (!key.is_empty()).then(|| cells.number(key, merged)))
-    }
-
-    /// Resource names of the RTDS layers, in order.
-    pub fn rtds_layers(&self) -> Vec<String> {
-        let state = self.state();
-        let names = state.layers.iter().filter_map(|(layer, _)| match &layer.source {
-            LayerSource::Rtds(name) => Some(name.clone()),
-            _ => None,
-        });
-        names.collect()
     }
 
     /// The symbolic links whose replacement asks for [`reload_disk`](Self::reload_disk).
@@ -352,19 +332,14 @@ mod tests {
     #[test]
     fn live_handles_follow_every_change() {
         let runtime = layered();
-        let (number, share) =
-            (runtime.live_number("x", 2.5), runtime.live_fraction("y", Fraction { numerator: 1, denominator: 10_000 }));
-        assert_eq!(number.get(), 2.5);
+        let share = runtime.live_fraction("y", Fraction { numerator: 1, denominator: 10_000 });
         assert!(share.hits(0) && !share.hits(1) && share.hits(10_000));
-        runtime.modify(&[pair("x", "4"), pair("y", "50")]).unwrap();
-        assert_eq!(number.get(), 4.0);
+        runtime.modify(&[pair("y", "50")]).unwrap();
         assert!(share.hits(49) && !share.hits(50));
         runtime.modify(&[pair("y", "")]).unwrap();
         runtime.set_rtds("rt", &values(&[("y", json!({"numerator": 3, "denominator": "MILLION"}))]));
         assert!(share.hits(1_000_002) && !share.hits(3));
         runtime.set_rtds("rt", &Values::new());
-        runtime.modify(&[pair("x", "")]).unwrap();
-        assert_eq!(number.get(), 2.5);
         assert!(!share.hits(2));
     }
 }

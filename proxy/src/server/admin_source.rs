@@ -9,7 +9,7 @@ use crate::admin::{
 };
 use crate::cli::Options;
 use crate::config::model::{self, Address, Bootstrap, HealthStatus};
-use crate::discovery::{Discovery, DumpParts, StaticConfig};
+use crate::discovery::{ClientStatus, Discovery, DumpParts, StaticConfig};
 use crate::listener::ListenerManager;
 use crate::runtime::Snapshot;
 use crate::services::Services;
@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use xds_protos::{Descriptors, Style};
+use xds_protos::{Descriptors, Format, ParseOptions, Style};
 
 /// Everything the admin interface reaches.
 pub struct Source {
@@ -32,6 +32,16 @@ pub struct Source {
     pub lifecycle: Rc<Lifecycle>,
     pub static_config: StaticConfig,
     pub quit: mpsc::UnboundedSender<()>,
+}
+
+impl Source {
+    /// What this client is said to hold, to a `ClientStatusRequest` on the wire.
+    fn clients(&self, request: &[u8]) -> Result<ClientStatus, Refusal> {
+        let mut ledger = self.discovery.ledger.borrow_mut();
+        ledger.settle();
+        let status = ClientStatus::new(&ledger, &self.bootstrap.node.message, request);
+        status.map_err(|message| Refusal { status: 400, message })
+    }
 }
 
 impl AdminSource for Source {
@@ -91,6 +101,21 @@ impl AdminSource for Source {
         ledger.page(query).map_err(|message| Refusal { status: 400, message })
     }
 
+    fn client_status(&self, request: &[u8]) -> Result<(usize, Pieces), Refusal> {
+        let (length, pieces) = self.clients(request)?.into_wire();
+        Ok((length, Box::new(pieces)))
+    }
+
+    fn client_status_json(&self, request: &str) -> Result<Pieces, Refusal> {
+        let text = if request.trim().is_empty() { "{}" } else { request };
+        let parsed = Descriptors::shared().parse(ClientStatus::REQUEST, text, Format::Json, ParseOptions::default());
+        let parsed = parsed.map_err(|errors| {
+            let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            Refusal { status: 400, message: lines.join("\n") + "\n" }
+        })?;
+        Ok(Box::new(self.clients(&parsed.bytes)?.into_json()))
+    }
+
     fn init_dump(&self, mask: Option<&str>) -> Value {
         let wanted = |part: &str| mask.is_none_or(|mask| mask.split(',').any(|m| m == part));
         let mut dumps = Vec::new();
@@ -146,14 +171,12 @@ impl AdminSource for Source {
     }
 
     fn runtime(&self) -> RuntimeView {
-        let Snapshot { layers, entries } = self.discovery.runtime.snapshot();
+        let Snapshot { layers, entries } = self.bootstrap.runtime.snapshot();
         RuntimeView { layers, entries }
     }
 
-    /// No runtime value changes anything after start: saying so is better than storing what nobody reads.
-    fn modify_runtime(&self, _values: &[(String, String)]) -> Result<(), Refusal> {
-        let message = "runtime values are read at start only; set them in the bootstrap's layered_runtime".into();
-        Err(Refusal { status: 503, message })
+    fn modify_runtime(&self, values: &[(String, String)]) -> Result<(), Refusal> {
+        self.bootstrap.runtime.modify(values).map_err(|e| Refusal { status: 503, message: e.to_string() })
     }
 }
 

@@ -34,6 +34,7 @@ struct Step<'a> {
 #[derive(Default)]
 struct Walk {
     depth: usize,
+    too_deep: bool,
     findings: Findings,
 }
 
@@ -45,6 +46,12 @@ pub(crate) fn inspect(message: Message, bytes: &[u8]) -> Option<Findings> {
 }
 
 impl Walk {
+    fn descend(&mut self) -> Option<()> {
+        self.depth += 1;
+        self.too_deep |= self.depth > MAX_DEPTH;
+        (!self.too_deep).then_some(())
+    }
+
     fn message(&mut self, message: Message, bytes: &[u8], up: Option<&Step<'_>>) -> Option<()> {
         match message.special() {
             // These hold whatever their sender likes.
@@ -52,10 +59,7 @@ impl Walk {
             Special::Any => return self.any(bytes, up),
             _ => {}
         }
-        self.depth += 1;
-        if self.depth > MAX_DEPTH {
-            return None;
-        }
+        self.descend()?;
         let (mut rest, mut nth) = (bytes, 0);
         // What was said of this message already, so that it is said once; few, as findings are.
         let mut said = Vec::new();
@@ -116,14 +120,13 @@ impl Walk {
             }
         }
         let Some(message) = Message::find(name) else { return Some(()) };
+        let depth = self.depth;
         // An Any in an Any adds no field to the path, but a level all the same.
-        self.depth += 1;
-        if self.depth > MAX_DEPTH {
-            return None;
-        }
-        self.message(message, packed, up)?;
-        self.depth -= 1;
-        Some(())
+        self.descend()?;
+        // What turns out to be no such message is for those to report who unpack it; perhaps nobody does.
+        let walked = self.message(message, packed, up);
+        self.depth = depth;
+        if self.too_deep { None } else { walked.or(Some(())) }
     }
 }
 
@@ -203,6 +206,15 @@ mod tests {
         assert_eq!(findings.unknown_fields[1].name, "envoy.config.cluster.v3.Cluster.#8000");
         assert_eq!(paths(&findings.deprecated), ["http2_protocol_options"]);
         assert_eq!(descriptors.inspect(CLUSTER, &[0xff]), None);
+        // What an Any holds may be broken without breaking what is around it.
+        put_nested(&mut bytes, extensions.number(), |out| {
+            put_nested(out, 2, |out| {
+                put_bytes(out, 1, b"t/envoy.extensions.upstreams.http.v3.HttpProtocolOptions");
+                put_bytes(out, 2, &[0xff]);
+            });
+        });
+        assert_eq!(descriptors.inspect(CLUSTER, &bytes).as_ref(), Some(&findings));
+        assert!(descriptors.violations(CLUSTER, &bytes).is_some());
     }
 
     #[test]

@@ -3,13 +3,14 @@
 
 use crate::error::{LoadError, Position};
 use crate::node::{Key, MAX_DEPTH, Node, Value};
+use std::cell::Cell;
 
 /// Reads a JSON text.
 ///
 /// # Errors
 /// Syntax errors with line and column; nesting beyond [`MAX_DEPTH`].
 pub fn load_json(text: &str, file: Option<&str>) -> Result<Node, LoadError> {
-    let mut reader = Reader { text, at: 0, line: 1, line_start: 0 };
+    let mut reader = Reader { text, at: 0, line: 1, line_start: 0, counted: Cell::new((0, 0)) };
     let node = reader.value(0).and_then(|node| match reader.peek() {
         None => Ok(node),
         Some(_) => Err(reader.unexpected("the end of the text")),
@@ -26,6 +27,8 @@ struct Reader<'a> {
     line: u32,
     /// Where the current line begins.
     line_start: usize,
+    /// A place of the current line and the characters before it: a file may be one line of many megabytes.
+    counted: Cell<(usize, usize)>,
 }
 
 impl<'a> Reader<'a> {
@@ -46,7 +49,12 @@ impl<'a> Reader<'a> {
     }
 
     fn position(&self) -> Position {
-        let column = self.text.get(self.line_start..self.at).map_or(0, |line| line.chars().count());
+        let (from, before) = match self.counted.get() {
+            (place, before) if (self.line_start..=self.at).contains(&place) => (place, before),
+            _ => (self.line_start, 0),
+        };
+        let column = before + self.text.get(from..self.at).map_or(0, |part| part.chars().count());
+        self.counted.set((self.at, column));
         Position { line: self.line, column: u32::try_from(column).unwrap_or(u32::MAX).saturating_add(1) }
     }
 
@@ -218,6 +226,12 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_are_counted_in_characters_on_every_line() {
+        let error = load_json("{\"ä\": [\"ö\",\n \"ü\", x y]}", None).unwrap_err();
+        assert_eq!((error.at.line, error.at.column), (2, 9));
+    }
     use serde_json::json;
 
     #[test]

@@ -127,7 +127,8 @@ impl<'b> Walk<'b, '_> {
     fn say(&mut self, holder: &'static MessageAnswers, number: u32, raw: Raw<'b>) {
         let Some(field) = holder.message.field_by_number(number) else { return };
         let as_if_absent = |unless: Option<&str>| unless.is_some_and(|value| is_value(field, raw, value));
-        if field.is_deprecated() || field.is_disallowed_by_default() {
+        let heard = self.findings.deprecated.len() == MAX_FINDINGS;
+        if (field.is_deprecated() || field.is_disallowed_by_default()) && !heard {
             let full_name = format!("{}.{}", holder.message.name(), field.name());
             let deprecated = Deprecated { path: self.path(), full_name, disallowed: field.is_disallowed_by_default() };
             push(&mut self.findings.deprecated, deprecated);
@@ -140,8 +141,11 @@ impl<'b> Walk<'b, '_> {
             }
             Some(Answer::Warn { meaning, unless }) => {
                 if !as_if_absent(unless) {
-                    let path = self.path();
-                    push(&mut self.findings.warned, (path, meaning));
+                    // a path costs by the length of the lists it leads through
+                    if self.findings.warned.len() < MAX_FINDINGS {
+                        let path = self.path();
+                        push(&mut self.findings.warned, (path, meaning));
+                    }
                     self.inspect(field, raw);
                 }
             }

@@ -1,6 +1,7 @@
 //! Access loggers (`envoy.config.accesslog.v3`).
 
 use super::*;
+use crate::runtime::LiveFraction;
 
 #[derive(Debug, Clone)]
 pub struct AccessLogConfig {
@@ -39,7 +40,7 @@ pub enum AccessLogFilter {
     },
     NotHealthCheck,
     Traceable,
-    Runtime(Fraction),
+    Runtime(LiveFraction),
     And(Vec<AccessLogFilter>),
     Or(Vec<AccessLogFilter>),
     Header(HeaderMatch),

@@ -1,7 +1,7 @@
 //! `envoy.config.bootstrap.v3.Bootstrap`.
 
 use super::*;
-use std::collections::BTreeMap;
+use crate::runtime::Runtime;
 
 #[derive(Debug, Clone)]
 pub struct Bootstrap {
@@ -16,10 +16,8 @@ pub struct Bootstrap {
     pub stats: StatsConfig,
     /// Default 5 s.
     pub stats_flush_interval: Duration,
-    /// Final values of the static runtime layers, later layers over earlier ones.
-    pub runtime: BTreeMap<String, serde_json::Value>,
-    /// All runtime layers, in order.
-    pub runtime_layers: Vec<crate::runtime::Layer>,
+    /// The runtime layers, loaded.
+    pub runtime: Arc<Runtime>,
     /// Where the RTDS layers come from: resource names and sources.
     pub rtds: Vec<(Arc<str>, ConfigSource)>,
     /// `application_log_config.log_format`, when set.

@@ -48,22 +48,6 @@ fn same(a: &[u8], b: &[u8], ignore_case: bool) -> bool {
     if ignore_case { a.eq_ignore_ascii_case(b) } else { a == b }
 }
 
-/// `envoy.type.v3.FractionalPercent`: the event happens when `random % denominator < numerator`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fraction {
-    pub numerator: u32,
-    /// 100, 10,000 or 1,000,000.
-    pub denominator: u32,
-}
-
-impl Fraction {
-    pub const ALWAYS: Fraction = Fraction { numerator: 100, denominator: 100 };
-
-    pub fn hits(self, random: u64) -> bool {
-        random % u64::from(self.denominator) < u64::from(self.numerator)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,11 +61,5 @@ mod tests {
         assert!(p.matches(b"spiffe://td/x") && !p.matches(b"spiffe://td"));
         let c = StringMatch::Contains { value: "b".into(), ignore_case: false };
         assert!(c.matches(b"abc") && !c.matches(b"ac"));
-    }
-
-    #[test]
-    fn a_fraction_hits_its_share() {
-        let f = Fraction { numerator: 10, denominator: 100 };
-        assert_eq!((0..1000).filter(|r| f.hits(*r)).count(), 100);
     }
 }

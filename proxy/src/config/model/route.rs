@@ -1,6 +1,7 @@
 //! `envoy.config.route.v3.RouteConfiguration`.
 
 use super::*;
+use crate::runtime::LiveFraction;
 use ::http::{HeaderName, HeaderValue, StatusCode};
 
 #[derive(Debug, Clone)]
@@ -58,7 +59,7 @@ pub struct RouteMatch {
     pub headers: Vec<HeaderMatch>,
     pub query: Vec<QueryMatch>,
     /// Matches that share of requests.
-    pub fraction: Option<Fraction>,
+    pub fraction: Option<LiveFraction>,
     /// Only gRPC requests.
     pub grpc: bool,
 }

@@ -92,13 +92,20 @@ impl Shown {
         if hosts.len() <= MOST_ORDERED {
             hosts.sort_by_cached_key(|host| order(host));
         }
+        let discovery = &self.cluster.config.discovery;
+        let of_dns = matches!(discovery, ClusterDiscovery::StrictDns { .. } | ClusterDiscovery::LogicalDns { .. });
         // by priority and locality, the way Envoy sorts them
         let mut groups: BTreeMap<(u32, Place), Vec<LbEndpoint>> = BTreeMap::new();
         for host in hosts {
             let facts = host.facts();
             let l = &facts.locality;
             let place = (l.region.to_string(), l.zone.to_string(), l.sub_zone.to_string());
-            groups.entry((facts.priority, place)).or_default().push(lb_endpoint(host));
+            let mut shown = lb_endpoint(host);
+            if of_dns {
+                // Envoy has metadata of these hosts always
+                shown.metadata.get_or_insert_default();
+            }
+            groups.entry((facts.priority, place)).or_default().push(shown);
         }
         let endpoints = groups.into_iter().map(|(key, lb_endpoints)| {
             let weight = weights.get(&key).copied().unwrap_or_default();

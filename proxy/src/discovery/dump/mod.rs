@@ -7,11 +7,14 @@ mod endpoints;
 mod entries;
 mod json;
 mod mask;
+mod redact;
 mod sections;
 #[cfg(test)]
 mod tests;
 
+pub(super) use entries::{any, failure, status, time};
 pub use json::write_json;
+pub(super) use redact::redact;
 
 use crate::admin::ConfigDumpQuery;
 use crate::discovery::ledger::{Api, Ledger};
@@ -185,10 +188,7 @@ impl<'a> Parts<'a> {
     fn bootstrap(&self) -> Vec<u8> {
         let mut bootstrap = Bootstrap::decode(self.bootstrap.bytes.clone()).unwrap_or_default();
         bootstrap.node = Some(self.node.clone());
-        let dump = BootstrapConfigDump {
-            bootstrap: Some(bootstrap),
-            last_updated: Some(entries::time(self.bootstrap.loaded)),
-        };
+        let dump = BootstrapConfigDump { bootstrap: Some(bootstrap), last_updated: Some(time(self.bootstrap.loaded)) };
         dump.encode_to_vec()
     }
 }

@@ -46,7 +46,7 @@ pub(in crate::http) fn matches(m: &RouteMatch, path: &[u8], view: &RequestView<'
         && (!m.grpc || view.grpc)
         && m.headers.iter().all(|h| header_matches(h, view))
         && (m.query.is_empty() || query_matches(&m.query, view.query().unwrap_or_default()))
-        && m.fraction.is_none_or(|f| f.hits(view.random))
+        && m.fraction.as_ref().is_none_or(|f| f.hits(view.random))
 }
 
 fn path_matches(m: &PathMatch, path: &[u8], method: &Method) -> bool {
@@ -128,7 +128,8 @@ pub(in crate::http) fn query_value<'a>(query: &'a [u8], name: &str) -> Option<&'
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::model::{Fraction, StringMatch};
+    use crate::config::model::StringMatch;
+    use crate::runtime::Fraction;
 
     fn path(p: PathMatch) -> RouteMatch {
         RouteMatch { path: p, headers: Vec::new(), query: Vec::new(), fraction: None, grpc: false }
@@ -191,9 +192,9 @@ mod tests {
         m.query[0].value = Some(StringMatch::Exact { value: "1".into(), ignore_case: false });
         assert!(ask(&m, "/?a=1", &[]) && !ask(&m, "/?a=2&a=1", &[]));
         m.query.clear();
-        m.fraction = Some(Fraction { numerator: 50, denominator: 100 });
+        m.fraction = Some(Fraction { numerator: 50, denominator: 100 }.into());
         assert!(!ask(&m, "/", &[]));
-        m.fraction = Some(Fraction { numerator: 51, denominator: 100 });
+        m.fraction = Some(Fraction { numerator: 51, denominator: 100 }.into());
         assert!(ask(&m, "/", &[]));
     }
 }

@@ -270,7 +270,9 @@ fn content(of: FieldType, stated: Option<&FieldRules>) -> Content {
             let check = value.and_then(|value| Some((Check::compile(rules?, value.field_type())?, value.kind())));
             check.map_or(Content::Opaque, |(check, kind)| Content::Wrapper(check, kind))
         }
-        (Special::None, _) if !skipped && reaches_rules(message) => {
+        // Where rules of another kind are stated, as `any` on `ExtensionConfigSource.config_source` is, the generated
+        // code does not look into the message.
+        (Special::None, _) if rules.is_none() && !skipped && reaches_rules(message) => {
             Content::Message(Link { message, compiled: OnceLock::new() })
         }
         _ => Content::Opaque,

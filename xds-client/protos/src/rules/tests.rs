@@ -196,7 +196,7 @@ fn every_kind_of_rule_is_checked() {
         (
             "envoy.config.core.v3.Metadata",
             "{filter_metadata: {'': {}}}".to_owned(),
-            "key for MetadataValidationError.FilterMetadata[]: value length must be at least 1 characters",
+            "MetadataValidationError.FilterMetadata[]: value length must be at least 1 characters",
         ),
         (
             "envoy.config.core.v3.HeaderValue",
@@ -223,10 +223,22 @@ fn every_kind_of_rule_is_checked() {
             "{header_name: 'a b'}".to_owned(),
             "CustomHeaderConfigValidationError.HeaderName: value does not match regex pattern \"^:?[0-9a-zA-Z!#$%&'*+-.^_|~`]+$\"",
         ),
+        (
+            "envoy.config.core.v3.ExtensionConfigSource",
+            "{type_urls: [a]}".to_owned(),
+            "ExtensionConfigSourceValidationError.ConfigSource: value is required",
+        ),
     ] {
         let found = lines(name, &text);
         assert!(found.iter().any(|line| line.ends_with(&format!(": {expected}"))), "{text}: {found:?}");
     }
+}
+
+#[test]
+fn what_envoy_does_not_look_into_is_not_looked_into() {
+    let source = "{config_source: {api_config_source: {api_type: GRPC, grpc_services: [{}]}}, type_urls: [a]}";
+    assert_eq!(lines("envoy.config.core.v3.ExtensionConfigSource", source), Vec::<String>::new());
+    assert_eq!(lines("envoy.config.core.v3.ConfigSource", "{api_config_source: {grpc_services: [{}]}}").len(), 1);
 }
 
 #[test]

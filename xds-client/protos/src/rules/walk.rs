@@ -66,13 +66,14 @@ struct Frame<'a> {
 #[derive(Clone, Copy, PartialEq)]
 enum Part {
     Whole,
+    /// Also a map's key: the generated code does not tell it from the value.
     Element,
-    Key,
 }
 
 #[derive(Default)]
 struct Walk {
     depth: usize,
+    too_deep: bool,
     /// With keys that sort them in Envoy's order.
     found: Vec<(Vec<usize>, Violation)>,
 }
@@ -98,11 +99,14 @@ impl Walk {
         }
     }
 
-    fn message(&mut self, scope: &Scope<'_>) -> Option<()> {
+    fn descend(&mut self) -> Option<()> {
         self.depth += 1;
-        if self.depth > MAX_DEPTH {
-            return None;
-        }
+        self.too_deep |= self.depth > MAX_DEPTH;
+        (!self.too_deep).then_some(())
+    }
+
+    fn message(&mut self, scope: &Scope<'_>) -> Option<()> {
+        self.descend()?;
         // First: which fields are there, which occur again, and which member of a oneof came last.
         let compiled = scope.compiled;
         let (mut there, mut again) = (Mask::default(), Mask::default());
@@ -202,7 +206,7 @@ impl Walk {
         let (key, value) = parts(entry)?;
         if let Some(check) = check {
             let key = key.and_then(|raw| Value::read(key_kind, raw)).unwrap_or(Value::default(key_kind));
-            self.report(frame, Part::Key, check.fault(key));
+            self.report(frame, Part::Element, check.fault(key));
         }
         match (value, frame.rule.kind) {
             (Some(Raw::Bytes(bytes)), kind::MESSAGE) => self.holder(frame, &[bytes]),
@@ -275,26 +279,27 @@ impl Walk {
         let url = std::str::from_utf8(bytes(1)?).ok()?;
         let name = url.rsplit('/').next().unwrap_or("");
         let Some(message) = Message::find(name) else { return Some(()) };
+        let depth = self.depth;
         // An Any in an Any adds no field to the path, but a level all the same.
-        self.depth += 1;
-        if self.depth > MAX_DEPTH {
-            return None;
-        }
+        self.descend()?;
         let value = bytes(2)?;
-        if TypedStruct::NAMES.contains(&name) {
+        let walked = if TypedStruct::NAMES.contains(&name) {
             let any = Any { type_url: url.to_owned(), value: value.to_vec() };
             let options = ParseOptions { allow_unknown_fields: true, file: None };
             // What does not become its target is another's to report.
-            if let Ok(Some((inner, parsed))) = Descriptors.typed_struct(&any, options)
-                && let Some(message) = Message::find(inner.type_url.rsplit('/').next().unwrap_or(""))
-            {
-                self.whole(message, &[&parsed.bytes], up)?;
+            match Descriptors.typed_struct(&any, options) {
+                Ok(Some((inner, parsed))) => match Message::find(inner.type_url.rsplit('/').next().unwrap_or("")) {
+                    Some(message) => self.whole(message, &[&parsed.bytes], up),
+                    None => Some(()),
+                },
+                _ => Some(()),
             }
         } else {
-            self.whole(message, &[value], up)?;
-        }
-        self.depth -= 1;
-        Some(())
+            self.whole(message, &[value], up)
+        };
+        // So is what turns out to be no such message: perhaps nobody unpacks it.
+        self.depth = depth;
+        if self.too_deep { None } else { walked.or(Some(())) }
     }
 
     /// Lists and maps: how many, and whether one twice.
@@ -359,7 +364,6 @@ impl Walk {
         let mut place = Place::default();
         place.go(frame, part);
         let field = place.names.pop().unwrap_or_default();
-        let field = if part == Part::Key { format!("key for {field}") } else { field };
         place.key.insert(0, place.roots);
         self.found.push((place.key, Violation { path: place.path, field, reason, outer: place.names }));
     }
