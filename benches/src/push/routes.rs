@@ -8,8 +8,11 @@ use outrigger_tests::control_plane::{CDS, ControlPlane, RDS};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use xds_client::{Client, Event, Options, Subscription, TcpConnector, TypeUrl};
+use xds_protos::pb::envoy::config::core::v3::Node;
 use xds_protos::pb::envoy::config::route::v3::RouteConfiguration;
 
 /// How it is run.
@@ -95,6 +98,7 @@ pub fn run(binary: &Path, run: &Run, origin: SocketAddr) -> Result<Seen, String>
         batch
     })?;
     bed.wait_live()?;
+    let sink = Sink::start(&table(run.hosts, 0))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
     let mut options = load::Options {
         target: bed.front,
@@ -117,7 +121,7 @@ pub fn run(binary: &Path, run: &Run, origin: SocketAddr) -> Result<Seen, String>
     let (mut number, mut out) = (0, 0);
     for _ in 0..run.rounds.max(1) {
         let before = bed.proxy.threads()?;
-        quiet.push(load(&options)?.latency);
+        quiet.push(with_pushes(&sink.control_plane, run, &mut number, || load(&options))?.latency);
         let between = bed.proxy.threads()?;
         let sent = bed.control_plane.sent().len();
         pushed.push(with_pushes(&bed.control_plane, run, &mut number, || load(&options))?.latency);
@@ -146,6 +150,40 @@ pub fn run(binary: &Path, run: &Run, origin: SocketAddr) -> Result<Seen, String>
         worker_ms: super::median(used.iter().map(|(worker, _)| *worker)),
         control_ms: super::median(used.iter().map(|(_, control)| *control)),
     })
+}
+
+/// Takes pushes and does nothing with them: what making and sending them costs the machine is in both kinds of round,
+/// and what differs is the proxy's.
+struct Sink {
+    control_plane: ControlPlane,
+    _client: Client,
+}
+
+impl Sink {
+    fn start(routes: &RouteConfiguration) -> Result<Sink, String> {
+        let control_plane = ControlPlane::tcp().map_err(|e| format!("control plane: {e}"))?;
+        control_plane.set(&routes.name, routes);
+        let at = control_plane.socket_addr().to_string();
+        let name = routes.name.clone();
+        let (give, take) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+            runtime.block_on(async {
+                let node = Node { id: "sink".into(), ..Node::default() };
+                let (client, mut events) = Client::start(Options::new(node), Arc::new(TcpConnector::new(&at)));
+                client.subscribe(&TypeUrl::ROUTE, Subscription::names([name]));
+                // it ends when the client is dropped with the sink
+                let _ = give.send(client);
+                while let Some(event) = events.next().await {
+                    if let Event::Response(response) = event {
+                        response.ack();
+                    }
+                }
+            });
+        });
+        let client = take.recv().map_err(|_| "the sink of pushes did not start".to_owned())?;
+        Ok(Sink { control_plane, _client: client })
+    }
 }
 
 /// Pushes from a thread of its own while `load` runs.
