@@ -79,8 +79,8 @@ mod wire;
 
 pub use client::{Client, Events, Paused};
 pub use connect::{BoxIo, Connect, Io, TcpConnector, UnixConnector};
-pub use event::{Answer, Event, Kind, Resource, ResourceError, Response, Verdict, VerdictSlot};
 pub use directory::{Directory, Moves};
+pub use event::{Answer, Event, Kind, Resource, ResourceError, Response, Verdict, VerdictSlot};
 pub use file::FileOptions;
 pub use futures_util::future::BoxFuture;
 pub use options::{Backoff, Keepalive, Options, RateLimit};
