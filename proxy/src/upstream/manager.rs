@@ -592,6 +592,18 @@ mod tests {
         store.fill(&key(service), Arc::new(assignment(vec![(0, endpoints)])));
     }
 
+    /// Thousands of clusters have such a task each.
+    #[test]
+    fn a_cluster_that_follows_its_endpoints_takes_little_memory() {
+        run(async {
+            let (manager, store) = manager();
+            manager.add_or_update(fixed("a", 1, 1), true).unwrap();
+            let cluster = manager.slot("a").load().unwrap();
+            let task = warm(Arc::downgrade(&manager), cluster, Source::Eds(store.slot(key("svc"))));
+            assert!(size_of_val(&task) <= 576, "{} bytes", size_of_val(&task));
+        });
+    }
+
     #[test]
     fn a_slot_outlives_its_cluster_and_an_equal_push_is_no_update() {
         run(async {
