@@ -6,8 +6,9 @@ use std::time::Instant;
 use outrigger_tests::client::{Target, server_identities};
 use outrigger_tests::config::{self, Bootstrap};
 use outrigger_tests::control_plane::{CDS, EDS, LDS, RDS};
-use outrigger_tests::go_control_plane::{Event, GoControlPlane, Options, Snapshot};
+use outrigger_tests::go_control_plane::{self, Event, GoControlPlane, Options, Snapshot};
 use outrigger_tests::load::Load;
+use outrigger_tests::netns::skip;
 use outrigger_tests::origin::Origin;
 use outrigger_tests::proxy::Proxy;
 use prost::Message;
@@ -48,6 +49,17 @@ const MODES: [Mode; 5] = [
     Mode { wire: Wire::Delta, ads: false },
     Mode { wire: Wire::Rest, ads: false },
 ];
+
+/// The modes that a test goes through: none, said loudly, on a machine without Go.
+fn modes(test: &str) -> Vec<Mode> {
+    match go_control_plane::available() {
+        Ok(()) => MODES.to_vec(),
+        Err(why) => {
+            skip(test, &why);
+            Vec::new()
+        }
+    }
+}
 
 /// The static cluster in front of a control plane; a second one has `other`.
 const SERVER: &str = "xds";
@@ -192,7 +204,7 @@ fn snapshot(mode: Mode, version: &str, v1: &Origin, v2: &Origin, weights: (u32, 
 
 #[tokio::test]
 async fn it_becomes_ready_and_serves() {
-    for mode in MODES {
+    for mode in modes("it_becomes_ready_and_serves") {
         let mesh = Mesh::start(mode).await;
         let mut client = Client::plain(mesh.front, false).await;
         assert_eq!(client.get("a", "/").await.status, 200, "{mode:?}");
@@ -221,7 +233,7 @@ async fn it_becomes_ready_and_serves() {
 
 #[tokio::test]
 async fn snapshots_change_under_load_and_no_request_is_lost() {
-    for mode in MODES {
+    for mode in modes("snapshots_change_under_load_and_no_request_is_lost") {
         let mut mesh = Mesh::start(mode).await;
         let load = Load::new(mesh.front, 200.0, 4).start();
         eventually("both versions", || async {
@@ -282,7 +294,7 @@ fn bad_cluster(at: SocketAddr) -> Cluster {
 
 #[tokio::test]
 async fn a_bad_snapshot_is_refused_by_name_and_the_last_good_one_serves_on() {
-    for mode in MODES {
+    for mode in modes("a_bad_snapshot_is_refused_by_name_and_the_last_good_one_serves_on") {
         let mut mesh = Mesh::start(mode).await;
         let load = Load::new(mesh.front, 100.0, 2).start();
         let bad = mesh.snapshot("2", (90, 10)).with(&bad_cluster(mesh.v1.address()));
@@ -307,7 +319,7 @@ async fn a_bad_snapshot_is_refused_by_name_and_the_last_good_one_serves_on() {
 
 #[tokio::test]
 async fn a_control_plane_comes_back_with_other_versions() {
-    for mode in MODES {
+    for mode in modes("a_control_plane_comes_back_with_other_versions") {
         let mut mesh = Mesh::start(mode).await;
         let load = Load::new(mesh.front, 100.0, 2).start();
         mesh.control_plane.set(&mesh.snapshot("7", (100, 0))).await.unwrap();
@@ -326,7 +338,8 @@ async fn a_control_plane_comes_back_with_other_versions() {
 
 #[tokio::test]
 async fn two_control_planes_disagree_and_each_is_heard_for_its_type() {
-    for mode in MODES.into_iter().filter(|mode| !mode.ads) {
+    for mode in modes("two_control_planes_disagree_and_each_is_heard_for_its_type").into_iter().filter(|mode| !mode.ads)
+    {
         let (v1, v2) = (Origin::start("v1").unwrap(), Origin::start("v2").unwrap());
         // The one knows `v1` and a listener nobody asks it for; the other, that asks for `v2`, has clusters of its own.
         let other_front = config::listener("else", "127.0.0.1:0".parse().unwrap(), "none", &bad_cluster(v1.address()));
@@ -413,7 +426,7 @@ fn bundle(keys: &Keys) -> tls::Secret {
 
 #[tokio::test]
 async fn secrets_rotate_and_no_connection_is_lost() {
-    for mode in MODES {
+    for mode in modes("secrets_rotate_and_no_connection_is_lost") {
         let (keys, origin) = (Keys::new(), Origin::start("v1").unwrap());
         let route = config::route_config("routes", vec![config::route_to("/", "v1")]);
         let with = |version: &str, svid: &certs::Svid| {
@@ -454,7 +467,7 @@ fn layer(values: &[(&str, f64)]) -> Runtime {
 
 #[tokio::test]
 async fn a_layer_of_the_runtime_moves_traffic_while_it_flows() {
-    for mode in MODES {
+    for mode in modes("a_layer_of_the_runtime_moves_traffic_while_it_flows") {
         let (v1, v2) = (Origin::start("v1").unwrap(), Origin::start("v2").unwrap());
         let (to_v1, to_v2) = (v1.address(), v2.address());
         // A share of the requests, none unless the runtime says otherwise, goes to `v2`.
