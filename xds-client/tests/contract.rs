@@ -264,9 +264,16 @@ async fn waits_between_attempts_grow_and_begin_anew_after_a_response() {
         assert!(wait(&mut events).await <= backoff.base, "the server was well");
         connected(&mut events).await;
     }
-    // A server that accepts streams and ends them without a word is not well.
-    server.sotw().await.end(Status::unavailable("not yet")).await;
-    assert!(wait(&mut events).await <= backoff.bound(0));
+    // A server that accepts streams and ends them without a word is not well: waits grow from that of the last loss on.
+    let mut longest = Duration::ZERO;
+    for attempt in 1..20 {
+        server.sotw().await.end(Status::unavailable("not yet")).await;
+        let waited = wait(&mut events).await;
+        assert!(waited <= backoff.bound(attempt), "attempt {attempt}: {waited:?}");
+        longest = longest.max(waited);
+        connected(&mut events).await;
+    }
+    assert!(longest > backoff.base, "waits are drawn from an interval that grows, of 19 the longest is {longest:?}");
 }
 
 #[tokio::test]
