@@ -3,10 +3,11 @@
 //! A filter that guards access or rewrites what a guard looks at must never be left out; the table of answers knows
 //! which may be.
 
+use super::ConfigError;
 use super::answers::{Answer, table};
 use super::any;
 use super::context::{Context, Result};
-use super::model::RouterConfig;
+use super::model::{RouteConfig, RouterConfig};
 use super::pb::{extensions, google, hcm, route};
 use std::collections::{BTreeMap, HashMap};
 
@@ -24,12 +25,23 @@ enum Fate {
     Router(google::Any),
     /// Left out, with a warning where there was something to do.
     Passed,
+    /// Left out while no route enables it.
+    Disabled,
+}
+
+/// The HTTP filters of a chain.
+#[derive(Debug)]
+pub(super) struct Chain {
+    pub router: Option<RouterConfig>,
+    /// Names of those that no route may enable.
+    pub disabled_guards: Vec<Box<str>>,
 }
 
 /// The filters of a connection manager. All that exist yet are the router and those with nothing to do.
-pub(super) fn http_filters(messages: Vec<hcm::HttpFilter>, cx: &mut Context) -> Result<Option<RouterConfig>> {
+pub(super) fn http_filters(messages: Vec<hcm::HttpFilter>, cx: &mut Context) -> Result<Chain> {
     let count = messages.len();
     let mut at = 0;
+    let mut disabled_guards = Vec::new();
     let mut last = String::new();
     let routers = cx.each("http_filters", messages, |message, cx| {
         at += 1;
@@ -45,6 +57,10 @@ pub(super) fn http_filters(messages: Vec<hcm::HttpFilter>, cx: &mut Context) -> 
                 router(message, cx).map(Some)
             }),
             Fate::Passed => Ok(None),
+            Fate::Disabled => {
+                disabled_guards.push(name.into());
+                Ok(None)
+            }
         }
     })?;
     let router = routers.into_iter().flatten().next();
@@ -54,7 +70,25 @@ pub(super) fn http_filters(messages: Vec<hcm::HttpFilter>, cx: &mut Context) -> 
             format!("non-terminal filter named {last} is the last filter in a http filter chain, expected the router"),
         ));
     }
-    Ok(router)
+    Ok(Chain { router, disabled_guards })
+}
+
+/// Refuses routes that enable a filter which is disabled because it does not exist here: requests must not pass it by.
+///
+/// # Errors
+/// The filter's name.
+pub(crate) fn refuse_enabled(guards: &[Box<str>], routes: &RouteConfig) -> std::result::Result<(), ConfigError> {
+    match guards.iter().find(|name| routes.enabled_filters.contains(*name)) {
+        None => Ok(()),
+        Some(name) => Err(ConfigError::new(
+            "typed_per_filter_config",
+            format!(
+                "route configuration '{}' enables HTTP filter {name}, which is disabled in the connection manager and \
+                 does not exist here: requests must not pass it by",
+                routes.name
+            ),
+        )),
+    }
 }
 
 /// A filter of a place that has no router: upgrades, or the side of the endpoints.
@@ -91,8 +125,9 @@ fn fate(
                 let extensions::filters::http::cors::v3::Cors {} = any::unpack(config, cx)?;
             }
             // Only a route could enable it, and such a route is refused.
-            kind if disabled && !is_passed(kind) => {
+            kind if disabled && !kind.is_empty() && !is_passed(kind) => {
                 cx.warn("", format!("filter {name} ({kind}) does not exist here; it is disabled"));
+                return Ok(Fate::Disabled);
             }
             kind => leave_out(name, kind, is_optional, cx)?,
         }
@@ -105,9 +140,14 @@ fn is_passed(kind: &str) -> bool {
     table().find(kind).is_some_and(|known| matches!(known.whole, Answer::Warn { .. }))
 }
 
-/// Leaves out a filter that is not built, or refuses it. `is_optional` excuses what Envoy does not have either.
+/// Whether `is_optional` excuses a filter: one that Envoy does not have either. A filter without a type is none of these.
+fn is_excused(kind: &str, is_optional: bool) -> bool {
+    is_optional && !kind.is_empty() && !kind.starts_with(ENVOY) && table().find(kind).is_none()
+}
+
+/// Leaves out a filter that is not built, or refuses it.
 fn leave_out(name: &str, kind: &str, is_optional: bool, cx: &mut Context) -> Result<()> {
-    if is_optional && !kind.starts_with(ENVOY) && table().find(kind).is_none() {
+    if is_excused(kind, is_optional) {
         cx.warn("", format!("optional filter {name} ({kind}) does not exist here; requests pass it by"));
     } else if cx.extension(name, kind)? {
         return Err(cx.error(format!("found {name} ({kind}), expected an HTTP filter")));
@@ -176,8 +216,17 @@ fn one_filter_config(name: &str, config: google::Any, cx: &mut Context) -> Resul
             // Switching off what does not run is no loss; switching on without a configuration is.
             return if disabled { Ok(()) } else { Err(cx.error_at("config", "is missing, expected a typed message")) };
         };
+        if inner.type_url.is_empty() {
+            // Enables the filter of this name as its connection manager has it configured.
+            cx.enabled_filters.insert(name.into());
+            return Ok(());
+        }
         (config, optional) = (inner, is_optional);
         kind = any::inner_type(&config, cx)?;
+    }
+    // To Envoy any configuration enables the filter of this name, whatever its type.
+    if !is_excused(&kind, optional) {
+        cx.enabled_filters.insert(name.into());
     }
     match kind.as_str() {
         FAULT => fault(any::unpack(config, cx)?),

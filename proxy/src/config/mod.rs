@@ -46,6 +46,7 @@ mod tests;
 pub use checked::{StaticResources, resources_of};
 pub use context::Context;
 pub use error::{ConfigError, Notices, ProblemKind, both, each_of};
+pub(crate) use http_filters::refuse_enabled;
 pub use static_resources::static_resources;
 
 /// Converts a matcher of strings that stands in no resource.

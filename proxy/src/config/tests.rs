@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use xds_protos::{Descriptors, Format, ParseOptions};
 
+mod filters;
+
 const SIDECAR: &str = include_str!("testdata/istio-bootstrap-sidecar.json");
 const GATEWAY: &str = include_str!("testdata/istio-bootstrap-gateway.json");
 const CLUSTERS: &str = include_str!("testdata/istio-clusters.json");

@@ -275,10 +275,8 @@ impl Task {
             Resource::Listener(listener) => self.listeners.add_or_update(listener, true).map(|_| Taken::Held),
             Resource::Route(route) => {
                 let table = RouteTable::compile(route, &self.services)?;
-                self.fill(stream, Kind::Route, name, |task, key| {
-                    task.services.routes.fill(key, table.clone());
-                    Ok(())
-                })
+                let Some(keys) = self.waiting_for(stream, Kind::Route, name) else { return Ok(Taken::Unwanted) };
+                self.services.routes.fill_agreed(keys, &table, version).map(|()| Taken::Held)
             }
             Resource::Assignment(assignment) => self.fill(stream, Kind::Assignment, name, |task, key| {
                 task.assignments.fill_version(key, assignment.clone(), version.clone());
@@ -307,9 +305,13 @@ impl Task {
         name: &str,
         give: impl Fn(&Task, &Key) -> Result<(), ConfigError>,
     ) -> Result<Taken, ConfigError> {
-        let wanted = (stream.clone(), kind, Arc::from(name));
-        let Some(interest) = self.wanted.get(&wanted) else { return Ok(Taken::Unwanted) };
-        interest.keys.iter().try_for_each(|key| give(self, key)).map(|()| Taken::Held)
+        let Some(keys) = self.waiting_for(stream, kind, name) else { return Ok(Taken::Unwanted) };
+        keys.iter().try_for_each(|key| give(self, key)).map(|()| Taken::Held)
+    }
+
+    /// The slots that take resources of this name from this stream.
+    fn waiting_for(&self, stream: &StreamId, kind: Kind, name: &str) -> Option<&[Key]> {
+        self.wanted.get(&(stream.clone(), kind, Arc::from(name))).map(|interest| interest.keys.as_slice())
     }
 
     /// Gives a slot what its stream has already delivered to another slot of the same name.

@@ -3,11 +3,11 @@
 use super::routes::RouteTable;
 use super::stats::HttpStats;
 use crate::access_log::AccessLogs;
-use crate::config::ConfigError;
 use crate::config::model::{HcmConfig, RouteSource};
+use crate::config::{ConfigError, refuse_enabled};
 use crate::network::{Connection, Worker};
 use crate::services::Services;
-use crate::slots::{Key, Slot};
+use crate::slots::{Commit, Follower, Key, Slot};
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
@@ -25,7 +25,21 @@ pub struct ConnectionManager {
 
 enum Routes {
     Inline(Arc<RouteTable>),
-    Rds(Arc<Slot<RouteTable>>),
+    Rds {
+        slot: Arc<Slot<RouteTable>>,
+        /// Keeps tables out that enable what is disabled here; `None`: any may come.
+        _gate: Option<Arc<dyn Follower<RouteTable>>>,
+    },
+}
+
+/// Keeps out route tables that enable a filter which this connection manager has disabled and must not pass by.
+struct Gate(Arc<[Box<str>]>);
+
+impl Follower<RouteTable> for Gate {
+    fn prepare(&self, table: &Arc<RouteTable>) -> Result<Commit, ConfigError> {
+        refuse_enabled(&self.0, &table.config)?;
+        Ok(Box::new(|| {}))
+    }
 }
 
 impl ConnectionManager {
@@ -44,7 +58,13 @@ impl ConnectionManager {
             }
             RouteSource::Rds { name, source } => {
                 let key = Key { name: name.clone(), source: Some(source.clone()) };
-                Routes::Rds(services.routes.slot_counted(key, &format!("http.{}.", config.stat_prefix)))
+                let slot = services.routes.slot_counted(key, &format!("http.{}.", config.stat_prefix));
+                let gate = (!config.disabled_guards.is_empty())
+                    .then(|| Arc::new(Gate(config.disabled_guards.clone())) as Arc<dyn Follower<RouteTable>>);
+                if let Some(gate) = &gate {
+                    slot.follow(gate).map_err(|e| e.inside("rds"))?;
+                }
+                Routes::Rds { slot, _gate: gate }
             }
         };
         let logs = AccessLogs::compile(&config.access_log, &services.log_files).map_err(|e| e.inside("access_log"))?;
@@ -68,21 +88,21 @@ impl ConnectionManager {
     pub fn is_settled(&self) -> bool {
         match &self.routes {
             Routes::Inline(_) => true,
-            Routes::Rds(slot) => slot.is_settled(),
+            Routes::Rds { slot, .. } => slot.is_settled(),
         }
     }
 
     /// Name of the route configuration that it waits for.
     pub fn awaited(&self) -> Option<Arc<str>> {
         match &self.routes {
-            Routes::Rds(slot) if !slot.is_settled() => Some(slot.key.name.clone()),
-            Routes::Rds(_) | Routes::Inline(_) => None,
+            Routes::Rds { slot, .. } if !slot.is_settled() => Some(slot.key.name.clone()),
+            Routes::Rds { .. } | Routes::Inline(_) => None,
         }
     }
 
     /// Returns when `is_settled` first holds.
     pub async fn settled(&self) {
-        if let Routes::Rds(slot) = &self.routes {
+        if let Routes::Rds { slot, .. } = &self.routes {
             slot.settled().await;
         }
     }
@@ -96,7 +116,7 @@ impl ConnectionManager {
     pub(super) fn routes(&self) -> Option<Arc<RouteTable>> {
         match &self.routes {
             Routes::Inline(table) => Some(table.clone()),
-            Routes::Rds(slot) => slot.load(),
+            Routes::Rds { slot, .. } => slot.load(),
         }
     }
 }

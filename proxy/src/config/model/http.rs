@@ -12,6 +12,8 @@ pub struct HcmConfig {
     pub routes: RouteSource,
     /// Without the router, which `router` holds; in order.
     pub http_filters: Vec<HttpFilterConfig>,
+    /// Names of filters that are disabled and must not be passed by: no route may enable them.
+    pub disabled_guards: Arc<[Box<str>]>,
     /// `None`: no router filter; such a manager answers 404 to everything.
     pub router: Option<RouterConfig>,
     pub access_log: Vec<AccessLogConfig>,

@@ -22,6 +22,7 @@ pub use matchers::*;
 pub use route::*;
 pub use tls::*;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
