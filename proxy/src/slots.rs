@@ -17,6 +17,8 @@ pub enum Kind {
     Route,
     Secret,
     Assignment,
+    /// Configuration of a filter.
+    Extension,
 }
 
 /// Name and source of a resource. `source` is `None` for resources given in the bootstrap.

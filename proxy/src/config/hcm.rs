@@ -30,7 +30,7 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
     let hcm::HttpConnectionManager {
         codec_type,
         stat_prefix,
-        http_filters: Vec::new(),
+        http_filters: filters,
         add_user_agent: _,
         tracing: _,
         common_http_protocol_options,
@@ -100,7 +100,7 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
     let common =
         cx.at("common_http_protocol_options", |cx| common(common_http_protocol_options.unwrap_or_default(), cx))?;
     let http2 = cx.at("http2_protocol_options", |cx| http2(http2_protocol_options.unwrap_or_default(), cx))?;
-    let Chain { router, mut disabled_guards } = http_filters(filters, cx)?;
+    let Chain { router, filters, mut disabled_guards } = http_filters(filters, cx)?;
     let upgrades =
         cx.each("upgrade_configs", upgrade_configs, |message, cx| upgrade(message, &mut disabled_guards, cx))?;
     let routes = routes(cx.required("route_config", route_specifier)?, cx)?;
@@ -231,7 +231,13 @@ fn upgrade(
 ) -> Result<Option<Box<str>>> {
     let hcm::http_connection_manager::UpgradeConfig { upgrade_type, filters, enabled } = message;
     // A chain of its own has the router too; what else is in it is judged like everywhere.
-    disabled_guards.extend(http_filters(filters, cx)?.disabled_guards);
+    let chain = http_filters(filters, cx)?;
+    if !chain.filters.is_empty() {
+        return Err(
+            cx.error_at("filters", "config_discovery is not supported here: filters of upgrades stand in place")
+        );
+    }
+    disabled_guards.extend(chain.disabled_guards);
     let upgrade_type = cx.non_empty("upgrade_type", upgrade_type)?.to_ascii_lowercase();
     Ok(flag(enabled, true).then(|| upgrade_type.into()))
 }

@@ -7,8 +7,9 @@ use super::ConfigError;
 use super::answers::{Answer, table};
 use super::any;
 use super::context::{Context, Result};
-use super::model::{RouteConfig, RouterConfig};
-use super::pb::{extensions, google, hcm, route};
+use super::extension::dynamic_filter;
+use super::model::{DeliveredFilter, FilterPlace, HttpFilterConfig, RouteConfig, RouterConfig};
+use super::pb::{core, extensions, google, hcm, route};
 use std::collections::{BTreeMap, HashMap};
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
@@ -22,6 +23,7 @@ const ENVOY: &str = "envoy.extensions.filters.http.";
 
 /// What becomes of a filter.
 enum Fate {
+    Dynamic(core::ExtensionConfigSource),
     Router(google::Any),
     /// Left out, with a warning where there was something to do.
     Passed,
@@ -33,6 +35,7 @@ enum Fate {
 #[derive(Debug)]
 pub(super) struct Chain {
     pub router: Option<RouterConfig>,
+    pub filters: Vec<HttpFilterConfig>,
     /// Names of those that no route may enable.
     pub disabled_guards: Vec<Box<str>>,
 }
@@ -42,6 +45,7 @@ pub(super) fn http_filters(messages: Vec<hcm::HttpFilter>, cx: &mut Context) -> 
     let count = messages.len();
     let mut at = 0;
     let mut disabled_guards = Vec::new();
+    let mut filters = Vec::new();
     let mut last = String::new();
     let routers = cx.each("http_filters", messages, |message, cx| {
         at += 1;
@@ -57,6 +61,19 @@ pub(super) fn http_filters(messages: Vec<hcm::HttpFilter>, cx: &mut Context) -> 
                 router(message, cx).map(Some)
             }),
             Fate::Passed => Ok(None),
+            Fate::Dynamic(_) if disabled && at == count => Err(cx.error_at(
+                "disabled",
+                format!("Error: the last (terminal) filter ({name}) in the chain cannot be disabled by default."),
+            )),
+            Fate::Dynamic(source) => {
+                let filter = dynamic_filter(&name, source, FilterPlace::Http, at == count, cx)?;
+                filters.push(HttpFilterConfig::Dynamic { filter, disabled });
+                if disabled {
+                    // what it is when a route enables it, only ECDS knows
+                    disabled_guards.push(name.into());
+                }
+                Ok(None)
+            }
             Fate::Disabled => {
                 disabled_guards.push(name.into());
                 Ok(None)
@@ -64,13 +81,14 @@ pub(super) fn http_filters(messages: Vec<hcm::HttpFilter>, cx: &mut Context) -> 
         }
     })?;
     let router = routers.into_iter().flatten().next();
-    if router.is_none() && count > 0 {
+    let ends_dynamically = matches!(filters.last(), Some(HttpFilterConfig::Dynamic { filter, .. }) if filter.last);
+    if router.is_none() && count > 0 && !ends_dynamically {
         return Err(cx.error_at(
             "http_filters",
             format!("non-terminal filter named {last} is the last filter in a http filter chain, expected the router"),
         ));
     }
-    Ok(Chain { router, disabled_guards })
+    Ok(Chain { router, filters, disabled_guards })
 }
 
 /// Refuses routes that enable a filter which is disabled because it does not exist here: requests must not pass it by.
@@ -101,7 +119,13 @@ pub(super) fn upstream_filter(message: hcm::HttpFilter, cx: &mut Context) -> Res
             cx.at("typed_config", |cx| any::unpack(config.clone(), cx))?;
         return Ok(());
     }
-    fate(&name, is_optional, disabled, config_type, cx).map(drop)
+    match fate(&name, is_optional, disabled, config_type, cx)? {
+        Fate::Dynamic(_) => {
+            Err(cx
+                .error_at("config_discovery", "is not supported here: filters on the way to endpoints stand in place"))
+        }
+        Fate::Router(_) | Fate::Passed | Fate::Disabled => Ok(()),
+    }
 }
 
 fn fate(
@@ -114,7 +138,7 @@ fn fate(
     use hcm::http_filter::ConfigType;
     let config = match cx.required("typed_config", config_type)? {
         ConfigType::TypedConfig(config) => config,
-        ConfigType::ConfigDiscovery(_) => return Err(any::refused("config_discovery", cx)),
+        ConfigType::ConfigDiscovery(source) => return Ok(Fate::Dynamic(source)),
     };
     cx.at("typed_config", |cx| {
         let kind = any::inner_type(&config, cx)?;
@@ -133,6 +157,19 @@ fn fate(
         }
         Ok(Fate::Passed)
     })
+}
+
+/// A filter that ECDS delivers, to be judged as one that stands in place.
+pub(super) fn delivered_http_filter(name: &str, config: google::Any, cx: &mut Context) -> Result<DeliveredFilter> {
+    match any::inner_type(&config, cx)?.as_str() {
+        ROUTER => return router(any::unpack(config, cx)?, cx).map(DeliveredFilter::Router),
+        FAULT => fault(any::unpack(config, cx)?),
+        CORS => {
+            let extensions::filters::http::cors::v3::Cors {} = any::unpack(config, cx)?;
+        }
+        kind => leave_out(name, kind, false, cx)?,
+    }
+    Ok(DeliveredFilter::Passed)
 }
 
 /// Whether the table says that requests may pass such a filter by.

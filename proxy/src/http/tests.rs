@@ -182,6 +182,7 @@ impl Proxy {
             registry,
             secrets,
             routes: Arc::new(Store::<RouteTable>::new(Kind::Route, mpsc::unbounded_channel().0)),
+            extensions: Arc::new(Store::new(Kind::Extension, mpsc::unbounded_channel().0)),
             log_files: LogFiles::new(Duration::from_secs(10)),
             drain: drain.clone(),
             node_id: String::new(),

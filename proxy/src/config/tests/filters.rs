@@ -1,4 +1,4 @@
-//! Filters that routes enable.
+//! Filters that routes enable, and filters that ECDS delivers.
 
 use super::*;
 
@@ -34,4 +34,51 @@ fn no_route_enables_a_guard_that_is_not_built() {
     assert!(enabling(&filters, &format!("guard: {unknown}")).is_ok(), "it configures nothing");
     assert!(enabling(&filters, &format!("guard: {}", config("is_optional: true"))).is_err());
     assert!(enabling("{name: x, is_optional: true, typed_config: {}}", "").is_err());
+}
+
+#[test]
+fn what_ecds_may_deliver_is_said_beforehand() {
+    let filter = |fields: &str| {
+        format!("{{name: x, config_discovery: {{config_source: {{ads: {{}}, resource_api_version: V3}}, {fields}}}}}")
+    };
+    const FAULT: &str = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault";
+    const CORS: &str = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors";
+    const RBAC: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
+    const TCP: &str = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+    const ROUTED: &str = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
+    let of = |filters: String| manager(&format!(", http_filters: [{filters}]")).0.map(drop);
+    let middle = |fields: &str| of(format!("{}, {ROUTER}", filter(fields)));
+    middle(&format!("type_urls: ['{FAULT}', '{RBAC}']")).unwrap();
+    middle(&format!("type_urls: ['{FAULT}'], default_config: {{'@type': {FAULT}}}")).unwrap();
+    of(filter(&format!("type_urls: ['{ROUTED}']"))).unwrap();
+    for (refused, why) in [
+        (middle("type_urls: []"), "type_urls"),
+        (middle("type_urls: [no.such.Filter]"), "Error: no factory found for a required type URL no.such.Filter."),
+        (middle(&format!("type_urls: ['{TCP}']")), "Error: no factory found for a required type URL envoy.extensions"),
+        (
+            middle(&format!("type_urls: ['{FAULT}'], apply_default_config_without_warming: true")),
+            "Error: filter config x applied without warming but has no default config.",
+        ),
+        (
+            middle(&format!("type_urls: ['{FAULT}'], default_config: {{'@type': {CORS}}}")),
+            "Error: filter config has type URL envoy.extensions.filters.http.cors.v3.Cors but expect \
+             envoy.extensions.filters.http.fault.v3.HTTPFault.",
+        ),
+        (
+            middle(&format!("type_urls: ['{ROUTED}'], default_config: {{'@type': {ROUTED}}}")),
+            "must be the last filter in a http filter chain.",
+        ),
+        (
+            of(filter(&format!("type_urls: ['{FAULT}'], default_config: {{'@type': {FAULT}}}"))),
+            "is the last filter in a http filter chain.",
+        ),
+        (middle(&format!("type_urls: ['{RBAC}'], default_config: {{'@type': {RBAC}}}")), "must not pass it by"),
+        (
+            of(format!("{{disabled: true, {}", &filter(&format!("type_urls: ['{ROUTED}']"))[1..])),
+            "Error: the last (terminal) filter (x) in the chain cannot be disabled by default.",
+        ),
+    ] {
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains(why), "{error}\nexpected: {why}");
+    }
 }
