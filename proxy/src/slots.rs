@@ -227,12 +227,23 @@ impl<T> Store<T> {
     /// # Errors
     /// The first objection; no slot was filled.
     pub fn fill_agreed(&self, keys: &[Key], value: &Arc<T>, version: &Arc<str>) -> Result<(), ConfigError> {
-        let slots: Vec<_> = keys.iter().filter_map(|key| self.get(key)).collect();
-        let followers = slots.iter().flat_map(|slot| slot.followers());
-        let commits: Vec<Commit> = followers.map(|f| f.prepare(value)).collect::<Result<_, _>>()?;
+        let commits = self.prepare(keys, value)?;
         commits.into_iter().for_each(|commit| commit());
-        slots.iter().for_each(|slot| slot.fill(value.clone(), version.clone()));
+        keys.iter().filter_map(|key| self.get(key)).for_each(|slot| slot.fill(value.clone(), version.clone()));
         Ok(())
+    }
+
+    /// Whether followers of these slots object to a value that is to fill them later.
+    ///
+    /// # Errors
+    /// The first objection.
+    pub fn ask(&self, keys: &[Key], value: &Arc<T>) -> Result<(), ConfigError> {
+        self.prepare(keys, value).map(drop)
+    }
+
+    fn prepare(&self, keys: &[Key], value: &Arc<T>) -> Result<Vec<Commit>, ConfigError> {
+        let slots = keys.iter().filter_map(|key| self.get(key));
+        slots.flat_map(|slot| slot.followers()).map(|follower| follower.prepare(value)).collect()
     }
 
     /// Takes away what the slot holds: its source has it no longer, and nothing is better than that.

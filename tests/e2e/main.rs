@@ -13,6 +13,7 @@ mod discovery;
 mod ecds;
 mod failures;
 mod go_control_plane;
+mod make_before_break;
 mod messages;
 mod netns;
 mod routing;

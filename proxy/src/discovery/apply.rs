@@ -281,7 +281,9 @@ impl Task {
             Resource::Route(route) => {
                 let table = RouteTable::compile(route, &self.services)?;
                 let Some(keys) = self.waiting_for(stream, Kind::Route, name) else { return Ok(Taken::Unwanted) };
-                self.services.routes.fill_agreed(keys, &table, version).map(|()| Taken::Held)
+                self.services.routes.ask(keys, &table)?;
+                keys.iter().for_each(|key| self.held_tables.fill(key, table.clone(), &self.services));
+                Ok(Taken::Held)
             }
             Resource::Extension(extension) => {
                 let Some(keys) = self.waiting_for(stream, Kind::Extension, name) else { return Ok(Taken::Unwanted) };
