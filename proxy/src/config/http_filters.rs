@@ -23,7 +23,7 @@ const ENVOY: &str = "envoy.extensions.filters.http.";
 
 /// What becomes of a filter.
 enum Fate {
-    Dynamic(core::ExtensionConfigSource),
+    Dynamic(Box<core::ExtensionConfigSource>),
     Router(google::Any),
     /// Left out, with a warning where there was something to do.
     Passed,
@@ -66,7 +66,7 @@ pub(super) fn http_filters(messages: Vec<hcm::HttpFilter>, cx: &mut Context) -> 
                 format!("Error: the last (terminal) filter ({name}) in the chain cannot be disabled by default."),
             )),
             Fate::Dynamic(source) => {
-                let filter = dynamic_filter(&name, source, FilterPlace::Http, at == count, cx)?;
+                let filter = dynamic_filter(&name, *source, FilterPlace::Http, at == count, cx)?;
                 filters.push(HttpFilterConfig::Dynamic { filter, disabled });
                 if disabled {
                     // what it is when a route enables it, only ECDS knows
@@ -138,7 +138,7 @@ fn fate(
     use hcm::http_filter::ConfigType;
     let config = match cx.required("typed_config", config_type)? {
         ConfigType::TypedConfig(config) => config,
-        ConfigType::ConfigDiscovery(source) => return Ok(Fate::Dynamic(source)),
+        ConfigType::ConfigDiscovery(source) => return Ok(Fate::Dynamic(Box::new(source))),
     };
     cx.at("typed_config", |cx| {
         let kind = any::inner_type(&config, cx)?;
