@@ -14,6 +14,7 @@ mod failures;
 mod go_control_plane;
 mod messages;
 mod netns;
+mod pages;
 mod routing;
 mod tcp;
 mod tls;
