@@ -435,6 +435,29 @@ mod tests {
     }
 
     #[test]
+    fn nesting_is_bounded() {
+        let nested = |numbers: &[u32], inner: &[u8]| {
+            let mut bytes = inner.to_vec();
+            for number in numbers {
+                let mut outer = Vec::new();
+                put_bytes(&mut outer, *number, &bytes);
+                bytes = outer;
+            }
+            bytes
+        };
+        // Value.struct_value, the value of an entry, Struct.fields
+        let tree = nested(&[5, 2, 1].repeat(1_000), b"");
+        let typed = |shape: &str| {
+            let mut url = Vec::new();
+            put_bytes(&mut url, 1, format!("t/{shape}").as_bytes());
+            any_of("xds.type.v3.TypedStruct", [&url, &nested(&[2], &tree)[..]].concat())
+        };
+        for any in [typed("google.protobuf.Struct"), typed(CLUSTER), any_of("google.protobuf.Struct", tree.clone())] {
+            assert!(redacted(any).type_url.ends_with("StringValue"));
+        }
+    }
+
+    #[test]
     fn what_a_secret_does_not_have_counts_as_secret() {
         let field = |number: u32, value: &[u8]| {
             let mut out = Vec::new();

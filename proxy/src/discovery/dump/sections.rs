@@ -353,9 +353,10 @@ impl<'a> Parts<'a> {
         asked.into_iter().flatten().filter(|(_, record)| record.refusal().is_some())
     }
 
-    /// Whether a listener has an HTTP connection manager.
+    /// Whether a listener has an HTTP connection manager, or had one that asked for routes.
     pub fn has_http(&self) -> bool {
-        !self.inside_listeners(CONNECTION_MANAGER).is_empty()
+        let asked = |api: Api| self.ledger.of(&api.type_url()).next().is_some();
+        asked(Api::Rds) || asked(Api::Srds) || !self.inside_listeners(CONNECTION_MANAGER).is_empty()
     }
 
     /// Messages of a type inside the listeners that run, with the listener's version.

@@ -213,8 +213,16 @@ fn there_are_sections_of_routes_only_beside_http() {
     let resource = Some("dynamic_route_configs".to_owned());
     assert_eq!(asked(&ledger, &ConfigDumpQuery { resource, ..Default::default() }).unwrap_err().status, 404);
     ledger.accepted(&TypeUrl::LISTENER, "http", "1", listener("http", "r"));
-    let text = asked(&ledger, &ConfigDumpQuery::default()).unwrap();
-    assert!(text.contains("v3.RoutesConfigDump") && text.contains("v3.ScopedRoutesConfigDump"));
+    let both = |ledger: &Ledger| {
+        let text = asked(ledger, &ConfigDumpQuery::default()).unwrap();
+        text.contains("v3.RoutesConfigDump") && text.contains("v3.ScopedRoutesConfigDump")
+    };
+    assert!(both(&ledger));
+    // the listener may be waiting for them
+    ledger.forget(&TypeUrl::LISTENER, "http");
+    assert!(!both(&ledger));
+    ledger.requested(&TypeUrl::ROUTE, "r");
+    assert!(both(&ledger));
 }
 
 #[test]
