@@ -450,7 +450,7 @@ mod tests {
         let typed = |shape: &str| {
             let mut url = Vec::new();
             put_bytes(&mut url, 1, format!("t/{shape}").as_bytes());
-            any_of("xds.type.v3.TypedStruct", [&url, &nested(&[2], &tree)[..]].concat())
+            any_of("xds.type.v3.TypedStruct", [&url[..], &nested(&[2], &tree)].concat())
         };
         for any in [typed("google.protobuf.Struct"), typed(CLUSTER), any_of("google.protobuf.Struct", tree.clone())] {
             assert!(redacted(any).type_url.ends_with("StringValue"));
