@@ -5,7 +5,7 @@ use super::access_log::access_logs;
 use super::address::address;
 use super::any;
 use super::checked::{self, StaticResources};
-use super::context::{Context, Result};
+use super::context::{Context, Result, Servers};
 use super::matcher::{string_list, string_match};
 use super::model::{
     AccessLogConfig, AccessLogFormat, AccessLogSink, AdminConfig, Bootstrap, ConfigSource, LogFormat, Node,
@@ -81,6 +81,12 @@ pub(super) fn bootstrap(
         Some(name) => name.clone(),
         None => node_message.as_ref().map(|node| node.cluster.clone()).unwrap_or_default(),
     };
+    if cx.check_sources {
+        let static_resources = static_resources.as_ref();
+        let ads = dynamic_resources.as_ref().and_then(|dynamic| dynamic.ads_config.as_ref());
+        ads_server_is_known(static_resources, ads, cx);
+        cx.servers = Some(servers(static_resources, ads.is_some()));
+    }
     // Runtime first: what follows asks for its values.
     let (layers, rtds) =
         cx.at("layered_runtime", |cx| runtime(layered_runtime.unwrap_or_default(), &service_cluster, cx))?;
@@ -111,6 +117,43 @@ pub(super) fn bootstrap(
         log_format: log_format(application_log_config, cx)?,
         local_cluster,
     })
+}
+
+/// What sources may refer to, known before any of them is converted: one may stand before what it refers to.
+fn servers(resources: Option<&bootstrap::bootstrap::StaticResources>, ads: bool) -> Servers {
+    use super::pb::cluster::cluster::{ClusterDiscoveryType, DiscoveryType};
+    let by_server = |cluster: &super::pb::cluster::Cluster| {
+        let eds = ClusterDiscoveryType::Type(DiscoveryType::Eds.into());
+        let source = cluster.eds_cluster_config.as_ref().and_then(|eds| eds.eds_config.as_ref());
+        let kind = source.and_then(|source| source.config_source_specifier.as_ref());
+        use core::config_source::ConfigSourceSpecifier::{Path, PathConfigSource};
+        cluster.cluster_discovery_type == Some(eds) && !matches!(kind, Some(Path(_) | PathConfigSource(_)))
+    };
+    let clusters = resources.into_iter().flat_map(|resources| &resources.clusters);
+    let clusters = clusters.filter(|cluster| !by_server(cluster)).map(|cluster| cluster.name.as_str().into());
+    Servers { clusters: clusters.collect(), ads }
+}
+
+/// The aggregated stream's cluster must be static; that it has endpoints is not asked.
+fn ads_server_is_known(
+    resources: Option<&bootstrap::bootstrap::StaticResources>,
+    ads: Option<&core::ApiConfigSource>,
+    cx: &Context,
+) {
+    use core::grpc_service::TargetSpecifier;
+    let services = ads.into_iter().flat_map(|ads| ads.grpc_services.iter().take(1));
+    for name in services.filter_map(|service| match &service.target_specifier {
+        Some(TargetSpecifier::EnvoyGrpc(target)) => Some(&target.cluster_name),
+        _ => None,
+    }) {
+        let known = resources.is_some_and(|resources| resources.clusters.iter().any(|cluster| cluster.name == *name));
+        if !known {
+            cx.record_all([cx.error_at(
+                "dynamic_resources.ads_config.grpc_services[0].envoy_grpc.cluster_name",
+                format!("Unknown gRPC client cluster '{name}'"),
+            )]);
+        }
+    }
 }
 
 /// The node as it was written, with our own name and the version of the API.

@@ -2,6 +2,7 @@
 //! messages refer to (files, runtime values). Knows no particular message.
 
 use super::answers::{Answer, table};
+use super::model::{Bootstrap, ClusterDiscovery, ConfigSourceKind};
 use super::pb::google;
 use super::{ConfigError, Notices, ProblemKind};
 use crate::runtime::Runtime;
@@ -33,10 +34,35 @@ pub struct Context {
     pub runtime: Arc<Runtime>,
     /// `--service-cluster`, which goes before the node's cluster.
     pub service_cluster: Option<String>,
+    /// What sources of configuration may refer to; `None` when that is not known, or checked by others.
+    pub servers: Option<Servers>,
+    /// [`bootstrap`](super::bootstrap) finds out `servers`, and refuses sources that name others.
+    pub check_sources: bool,
     /// A field without effect refuses the resource instead of being noticed.
     pub reject_unsupported: bool,
     path: String,
     problems: RefCell<Vec<ConfigError>>,
+}
+
+/// What there is to ask for configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Servers {
+    /// Names of static clusters whose endpoints do not themselves come from a server.
+    pub clusters: HashSet<Arc<str>>,
+    /// The bootstrap has `ads_config`.
+    pub ads: bool,
+}
+
+impl Servers {
+    /// Those that a bootstrap has.
+    pub fn of(bootstrap: &Bootstrap) -> Servers {
+        let stands_alone = |discovery: &ClusterDiscovery| match discovery {
+            ClusterDiscovery::Eds { source, .. } => matches!(source.kind, ConfigSourceKind::Path(_)),
+            _ => true,
+        };
+        let clusters = bootstrap.clusters.iter().filter(|cluster| stands_alone(&cluster.discovery));
+        Servers { clusters: clusters.map(|cluster| cluster.name.clone()).collect(), ads: bootstrap.ads.is_some() }
+    }
 }
 
 impl Context {

@@ -44,7 +44,7 @@ mod upstream_http;
 mod tests;
 
 pub use checked::{StaticResources, resources_of};
-pub use context::Context;
+pub use context::{Context, Servers};
 pub use error::{ConfigError, Notices, ProblemKind, both, each_of};
 pub use static_resources::static_resources;
 

@@ -50,7 +50,33 @@ pub(super) fn config_source(message: core::ConfigSource, cx: &mut Context) -> Re
         }
         Kind::Self_(_) => return Err(cx.error_at("self", "is not supported")),
     };
+    there_is(&kind, cx)?;
     Ok(ConfigSource { kind, initial_fetch_timeout })
+}
+
+/// Refuses a source that nothing can ever come from, in Envoy's words.
+fn there_is(kind: &ConfigSourceKind, cx: &Context) -> Result<()> {
+    let Some(servers) = &cx.servers else { return Ok(()) };
+    match kind {
+        ConfigSourceKind::Ads if !servers.ads => {
+            Err(cx.error_at("ads", "ADS must be configured to support an ADS config source: the bootstrap has no ads_config"))
+        }
+        ConfigSourceKind::Api(api) => match &api.target {
+            GrpcTarget::Cluster { name, .. } if !servers.clusters.contains(name) => Err(cx.error_at(
+                "api_config_source",
+                format!(
+                    "envoy.config.core.v3.ApiConfigSource must have a statically defined non-EDS cluster: '{name}' does not exist, was added via api, or is an EDS cluster"
+                ),
+            )),
+            _ => Ok(()),
+        },
+        ConfigSourceKind::Path(file) if !file.path.exists() => {
+            let message =
+                format!("paths must refer to an existing path in the system: '{}' does not exist", file.path.display());
+            Err(cx.error_at("path_config_source", message))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A source in an optional field.

@@ -199,6 +199,7 @@ pub fn problem(error: LoadError) -> ConfigError {
 pub fn load(options: &Options) -> Result<Loaded, String> {
     let Input { source, bytes, unknown_fields, mut problems, resources: _ } = read(options);
     let mut context = Context::default();
+    context.check_sources = true;
     context.service_cluster = Some(options.service_cluster.clone()).filter(|name| !name.is_empty());
     let checked = if problems.is_empty() { config::check_bootstrap(&bytes, &mut context) } else { Checked::default() };
     problems.extend(checked.problems.into_iter().flat_map(ConfigError::into_problems));
