@@ -55,7 +55,7 @@ impl ClientStatus {
         }
         let all = Api::ALL.into_iter().flat_map(|api| {
             let records = ledger.of(&api.type_url());
-            records.map(move |(name, record)| Resource { api, name: name.clone(), record: record.clone() })
+            records.map(move |(id, record)| Resource { api, name: id.name.clone(), record: record.clone() })
         });
         // what only drains is not configuration any more
         let resources = all.filter(|one| meant && one.record.state() != State::Draining).collect();
@@ -261,13 +261,13 @@ mod tests {
 
     fn ledger() -> Ledger {
         let mut ledger = Ledger::new(Rc::new(Settled));
-        ledger.record_static(&TypeUrl::CLUSTER, "fixed", Bytes::from_static(b"\x0a\x05fixed"));
-        ledger.accepted(&TypeUrl::CLUSTER, "good", "1", &b"\x0a\x04good"[..]);
-        ledger.rejected(&TypeUrl::CLUSTER, "good", "2", &b"\x0a\x04good"[..], "no");
-        ledger.requested(&TypeUrl::ROUTE, "r");
+        ledger.record_static(&TypeUrl::CLUSTER, "fixed", Bytes::from_static(b"\x0a\x05fixed"), &[]);
+        ledger.accepted(&TypeUrl::CLUSTER, &"ads".into(), "good", "1", &b"\x0a\x04good"[..]);
+        ledger.rejected(&TypeUrl::CLUSTER, &"ads".into(), "good", "2", &b"\x0a\x04good"[..], "no");
+        ledger.requested(&TypeUrl::ROUTE, &"ads".into(), "r");
         let key = r#"{"name": "key", "tls_certificate": {"private_key": {"inline_string": "very secret"}}}"#;
         let key = Descriptors.parse(TypeUrl::SECRET.message_name(), key, Format::Json, ParseOptions::default());
-        ledger.accepted(&TypeUrl::SECRET, "key", "1", key.unwrap().bytes);
+        ledger.accepted(&TypeUrl::SECRET, &"ads".into(), "key", "1", key.unwrap().bytes);
         ledger
     }
 

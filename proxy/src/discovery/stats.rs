@@ -135,7 +135,8 @@ impl xds_client::Stats for LimitStats {
 }
 
 impl ControlPlaneStats {
-    fn new(scope: &Scope) -> ControlPlaneStats {
+    /// `scope` is that of the subscription, or the root.
+    pub fn new(scope: &Scope) -> ControlPlaneStats {
         let scope = scope.scope("control_plane.");
         ControlPlaneStats {
             connected_state: scope.gauge("connected_state"),
@@ -157,6 +158,10 @@ pub struct TypeStats {
     pub update_success: Counter,
     pub update_rejected: Counter,
     pub propagation: Histogram,
+    /// Updates whose propagation is not known: too many waited to become live.
+    pub propagation_lost: Counter,
+    /// Answers that were given before all was warm: it took too long.
+    pub answers_overdue: Counter,
 }
 
 impl TypeStats {
@@ -166,6 +171,8 @@ impl TypeStats {
             update_success: scope.counter("update_success"),
             update_rejected: scope.counter("update_rejected"),
             propagation: scope.histogram("propagation", Unit::Milliseconds),
+            propagation_lost: scope.counter("propagation_lost"),
+            answers_overdue: scope.counter("answers_overdue"),
         }
     }
 }
@@ -197,13 +204,15 @@ pub struct DiscoveryStats {
     pub notices: NoticeStats,
     pub clusters: SubscriptionStats,
     pub listeners: SubscriptionStats,
+    /// Of all runtime layers together, if the bootstrap has any that come by xDS.
+    runtime: Option<SubscriptionStats>,
     /// Of the aggregated stream, if the bootstrap has one.
     pub control_plane: Option<ControlPlaneStats>,
     types: [(TypeUrl, TypeStats); 6],
 }
 
 impl DiscoveryStats {
-    pub fn new(registry: &Registry, aggregated: bool) -> DiscoveryStats {
+    pub fn new(registry: &Registry, aggregated: bool, layers: bool) -> DiscoveryStats {
         let types = [
             (TypeUrl::CLUSTER, "cds"),
             (TypeUrl::LISTENER, "lds"),
@@ -216,6 +225,7 @@ impl DiscoveryStats {
             notices: NoticeStats::new(registry),
             clusters: SubscriptionStats::new(registry.scope("cluster_manager.cds."), &[]),
             listeners: SubscriptionStats::new(registry.scope("listener_manager.lds."), &[]),
+            runtime: layers.then(|| SubscriptionStats::new(registry.scope("runtime."), &[])),
             control_plane: aggregated.then(|| ControlPlaneStats::new(&registry.scope(""))),
             types: types.map(|(type_url, name)| (type_url, TypeStats::new(registry, name))),
         }
@@ -225,11 +235,12 @@ impl DiscoveryStats {
         self.types.iter().find(|(known, _)| known == type_url).map(|(_, stats)| stats)
     }
 
-    /// The subscription to everything of a type.
+    /// The subscription to everything of a type; runtime layers, which are asked for by name, count together in Envoy.
     pub fn whole(&self, type_url: &TypeUrl) -> Option<&SubscriptionStats> {
         match type_url {
             t if *t == TypeUrl::CLUSTER => Some(&self.clusters),
             t if *t == TypeUrl::LISTENER => Some(&self.listeners),
+            t if *t == TypeUrl::RUNTIME => self.runtime.as_ref(),
             _ => None,
         }
     }

@@ -33,6 +33,15 @@ pub enum StreamId {
 }
 
 impl StreamId {
+    /// What it brings resources from.
+    pub fn source(&self) -> ConfigSourceKind {
+        match self {
+            StreamId::Ads => ConfigSourceKind::Ads,
+            StreamId::Own { source, .. } => ConfigSourceKind::Api(source.clone()),
+            StreamId::File { source, .. } => ConfigSourceKind::Path(source.clone()),
+        }
+    }
+
     /// Whether it has a control plane at its other end that a connection is kept to.
     pub fn is_connection(&self) -> bool {
         match self {

@@ -158,6 +158,7 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
         bootstrap: bootstrap.clone(),
         reject_unknown_fields: options.reject_unknown_dynamic_fields,
         ignore_unknown_fields: options.ignore_unknown_dynamic_fields,
+        skip_deprecated_logs: options.skip_deprecated_logs,
     });
     record_static(&discovery, &loaded.bytes, &loaded.notices.warnings);
     if let Some(admin) = &bootstrap.admin {
@@ -272,10 +273,8 @@ fn record_static(discovery: &Discovery, bytes: &Bytes, warnings: &[load::Warning
     let mut ledger = discovery.ledger.borrow_mut();
     for resource in crate::config::static_resources(bytes) {
         let type_url = TypeUrl::from_static(resource.type_url);
-        ledger.record_static(&type_url, &resource.name, resource.bytes);
-        if let Some(lines) = of_resource.get(resource.path.trim_end_matches(']')) {
-            ledger.warned(&type_url, &resource.name, lines);
-        }
+        let lines = of_resource.get(resource.path.trim_end_matches(']')).map_or(&[][..], Vec::as_slice);
+        ledger.record_static(&type_url, &resource.name, resource.bytes, lines);
     }
 }
 

@@ -10,7 +10,7 @@ use super::slot::{ClusterSlot, SlotIds};
 use super::status::ClusterStatus;
 use super::xds_connector::XdsConnector;
 use crate::config::ConfigError;
-use crate::config::model::{ClusterConfig, ClusterDiscovery, LoadAssignment};
+use crate::config::model::{ClusterConfig, ClusterDiscovery, ConfigSource, LoadAssignment};
 use crate::slots::{Key, Progress, Slot, Store};
 use crate::stats::{Counter, Gauge, Registry};
 use crate::tls::Secrets;
@@ -281,6 +281,19 @@ impl ClusterManager {
                 (Arc::clone(name), targets)
             })
             .collect()
+    }
+
+    /// The names in stats of the clusters whose endpoints these are.
+    pub fn served_by(&self, service_name: &str, source: &ConfigSource) -> Vec<Arc<str>> {
+        let state = self.state();
+        let all = state.clusters.values().flat_map(Entry::versions).filter(|cluster| match &cluster.config.discovery {
+            ClusterDiscovery::Eds { service_name: own, source: from } => **own == *service_name && from == source,
+            _ => false,
+        });
+        let mut names: Vec<Arc<str>> = all.map(|cluster| cluster.config.stat_name.clone()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
     }
 
     /// Whether any cluster waits for something.

@@ -35,10 +35,11 @@ pub struct Shown {
 impl Shown {
     pub fn of(cluster: &Arc<Cluster>, ledger: &Ledger) -> Shown {
         let config = &cluster.config;
-        let own = || ledger.get(&Api::Cds.type_url(), &config.name)?.running.as_ref().map(|c| c.bytes.clone());
+        let own = || ledger.named(&Api::Cds.type_url(), &config.name)?.running.as_ref().map(|c| c.bytes.clone());
         let (name, record, message) = match &config.discovery {
-            ClusterDiscovery::Eds { service_name, .. } => {
-                (service_name, ledger.get(&Api::Eds.type_url(), service_name).cloned(), None)
+            ClusterDiscovery::Eds { service_name, source, .. } => {
+                let record = ledger.from_source(&Api::Eds.type_url(), &source.kind, service_name);
+                (service_name, record.cloned(), None)
             }
             _ => (&config.name, None, own()),
         };

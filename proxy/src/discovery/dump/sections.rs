@@ -281,7 +281,7 @@ pub fn secrets(parts: &Parts<'_>) -> Section {
             None => DynamicSecret {
                 name: name.to_string(),
                 version_info: UNINITIALIZED.to_owned(),
-                last_updated: record.requested.or(record.offered).map(time),
+                last_updated: record.requested.or(record.offered_at()).map(time),
                 secret: Some(Any {
                     type_url: Api::Sds.type_url().as_str().to_owned(),
                     value: Secret { name: name.to_string(), r#type: None }.encode_to_vec(),
@@ -317,7 +317,8 @@ impl<'a> Parts<'a> {
     }
 
     fn records(&self, api: Api) -> impl Iterator<Item = (&'a Arc<str>, &'a Record)> + '_ {
-        self.ledger.of(&api.type_url()).filter(|(name, _)| self.fits(name))
+        let all = self.ledger.of(&api.type_url()).map(|(id, record)| (&id.name, record));
+        all.filter(|(name, _)| self.fits(name))
     }
 
     /// Messages of a type inside the listeners that run, with the listener's version.

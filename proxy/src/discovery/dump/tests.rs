@@ -40,34 +40,41 @@ fn ledger() -> Ledger {
     let mut ledger = Ledger::new(says.clone());
     let name = |name: &str| json!({ "name": name });
     let cluster = TypeUrl::CLUSTER;
-    ledger.record_static(&cluster, "fixed", wire(&cluster, &name("fixed")).into());
-    ledger.record_static(&TypeUrl::LISTENER, "front", listener("front", "inline").into());
+    ledger.record_static(&cluster, "fixed", wire(&cluster, &name("fixed")).into(), &[]);
+    ledger.record_static(&TypeUrl::LISTENER, "front", listener("front", "inline").into(), &[]);
     let key = json!({"name": "key", "tls_certificate": {"private_key": {"inline_string": "very secret"}}});
-    ledger.record_static(&TypeUrl::SECRET, "key", wire(&TypeUrl::SECRET, &key).into());
-    ledger.accepted(&cluster, "good", "1", wire(&cluster, &name("good")));
-    ledger.accepted(&cluster, "bad", "1", wire(&cluster, &name("bad")));
-    ledger.rejected(&cluster, "bad", "2", wire(&cluster, &json!({"name": "bad", "alt_stat_name": "x"})), "no good");
-    ledger.rejected(&cluster, "never", "2", wire(&cluster, &name("never")), "not at all");
+    ledger.record_static(&TypeUrl::SECRET, "key", wire(&TypeUrl::SECRET, &key).into(), &[]);
+    ledger.accepted(&cluster, &"ads".into(), "good", "1", wire(&cluster, &name("good")));
+    ledger.accepted(&cluster, &"ads".into(), "bad", "1", wire(&cluster, &name("bad")));
+    ledger.rejected(
+        &cluster,
+        &"ads".into(),
+        "bad",
+        "2",
+        wire(&cluster, &json!({"name": "bad", "alt_stat_name": "x"})),
+        "no good",
+    );
+    ledger.rejected(&cluster, &"ads".into(), "never", "2", wire(&cluster, &name("never")), "not at all");
     ledger.set_version(&cluster, "1");
     says.warming.set(true);
-    ledger.accepted(&cluster, "cold", "1", wire(&cluster, &name("cold")));
-    ledger.accepted(&TypeUrl::LISTENER, "cold", "1", listener("cold", "later"));
+    ledger.accepted(&cluster, &"ads".into(), "cold", "1", wire(&cluster, &name("cold")));
+    ledger.accepted(&TypeUrl::LISTENER, &"ads".into(), "cold", "1", listener("cold", "later"));
     says.warming.set(false);
-    ledger.accepted(&TypeUrl::LISTENER, "old", "1", listener("old", "first"));
+    ledger.accepted(&TypeUrl::LISTENER, &"ads".into(), "old", "1", listener("old", "first"));
     says.draining.set(true);
-    ledger.accepted(&TypeUrl::LISTENER, "old", "2", listener("old", "second"));
-    ledger.rejected(&TypeUrl::LISTENER, "wrong", "2", listener("wrong", "r"), "not so");
-    ledger.requested(&TypeUrl::ROUTE, "missing");
-    ledger.accepted(&TypeUrl::ROUTE, "routes", "5", wire(&TypeUrl::ROUTE, &name("routes")));
-    ledger.requested(&TypeUrl::SECRET, "wanted");
-    ledger.accepted(&TypeUrl::SECRET, "key2", "1", wire(&TypeUrl::SECRET, &key));
+    ledger.accepted(&TypeUrl::LISTENER, &"ads".into(), "old", "2", listener("old", "second"));
+    ledger.rejected(&TypeUrl::LISTENER, &"ads".into(), "wrong", "2", listener("wrong", "r"), "not so");
+    ledger.requested(&TypeUrl::ROUTE, &"ads".into(), "missing");
+    ledger.accepted(&TypeUrl::ROUTE, &"ads".into(), "routes", "5", wire(&TypeUrl::ROUTE, &name("routes")));
+    ledger.requested(&TypeUrl::SECRET, &"ads".into(), "wanted");
+    ledger.accepted(&TypeUrl::SECRET, &"ads".into(), "key2", "1", wire(&TypeUrl::SECRET, &key));
     let odd = json!({"name": "filter", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}});
     let mut odd = wire(&TypeUrl::EXTENSION, &odd);
-    ledger.accepted(&TypeUrl::EXTENSION, "known", "1", odd.clone());
+    ledger.accepted(&TypeUrl::EXTENSION, &"ads".into(), "known", "1", odd.clone());
     // a type that no descriptor has
     let at = odd.windows(9).position(|w| w == b"v3.Router").unwrap();
     odd[at..at + 9].copy_from_slice(b"v9.Unknwn");
-    ledger.accepted(&TypeUrl::EXTENSION, "filter", "1", odd);
+    ledger.accepted(&TypeUrl::EXTENSION, &"ads".into(), "filter", "1", odd);
     ledger
 }
 
@@ -98,7 +105,7 @@ fn section<'a>(page: &'a Value, name: &str) -> &'a Value {
 fn it_is_envoys_message_and_says_no_secret() {
     let mut ledger = ledger();
     // what is not known cannot be parsed strictly
-    ledger.forget(&TypeUrl::EXTENSION, "filter");
+    ledger.forget(&TypeUrl::EXTENSION, &"ads".into(), "filter");
     let text = asked(&ledger, &ConfigDumpQuery::default()).unwrap();
     let parsed = Descriptors.parse("envoy.admin.v3.ConfigDump", &text, Format::Json, ParseOptions::default()).unwrap();
     assert!(parsed.unknown_fields.is_empty());
