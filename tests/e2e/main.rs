@@ -15,6 +15,7 @@ mod go_control_plane;
 mod messages;
 mod netns;
 mod routing;
+mod sources;
 mod tcp;
 mod tls;
 mod upstream;
