@@ -466,12 +466,12 @@ async fn a_push_that_is_sent_again_and_again_is_refused_and_said_once() {
         if mode.wire != Wire::Sotw {
             continue;
         }
-        let mesh = Mesh::start(mode).await;
+        let mut mesh = Mesh::start(mode).await;
         let mut bad = config::static_cluster("bad", &[mesh.v1.address()]);
         bad.connect_timeout = Some(ProtoDuration { seconds: -1, nanos: 0 });
         mesh.control_plane.set(&mesh.snapshot("2", (100, 0)).with(&bad)).await.unwrap();
-        let nacks = || mesh.control_plane.events().iter().filter(|event| !event.error.is_empty()).count();
-        eventually("several refusals", || async { nacks() >= 5 }).await;
+        let nacks = |mesh: &Mesh| mesh.control_plane.events().iter().filter(|event| !event.error.is_empty()).count();
+        eventually("several refusals", || async { nacks(&mesh) >= 5 }).await;
         // The good ones of that push run meanwhile.
         mesh.all_from("v1").await;
         if !is_envoy() {

