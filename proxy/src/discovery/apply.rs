@@ -280,7 +280,9 @@ impl Task {
         match kind_of(type_url) {
             Some(kind) => {
                 if let Some(interest) = self.wanted.get(&(stream.clone(), kind, Arc::from(name))) {
-                    interest.slots.iter().for_each(|slot| self.give_up(kind, &slot.key));
+                    // one before it may be good, and wait for its clusters
+                    let waiting = interest.slots.iter().filter(|slot| !self.held_tables.holds(&slot.key));
+                    waiting.for_each(|slot| self.give_up(kind, &slot.key));
                 }
             }
             None if *type_url == TypeUrl::RUNTIME => self.layer_answered(name),
@@ -380,7 +382,7 @@ impl Task {
             Resource::Route(route) => {
                 let table = RouteTable::compile(route, &self.services)?;
                 self.fill(stream, Kind::Route, name, only, |task, key| {
-                    task.services.routes.fill(key, table.clone());
+                    task.held_tables.fill(key, table.clone(), &task.services);
                     Ok(())
                 })
             }

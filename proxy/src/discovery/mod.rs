@@ -6,6 +6,7 @@
 mod apply;
 mod csds;
 mod dump;
+mod held;
 mod ledger;
 mod notices;
 mod pending;
@@ -24,6 +25,7 @@ use crate::listener::ListenerManager;
 use crate::runtime::Runtime;
 use crate::services::Services;
 use crate::slots::{Key, Kind, Store, Want};
+use held::HeldTables;
 use ledger::{LedgerStats, Managers};
 use notices::PushNotices;
 use pending::Pending;
@@ -115,6 +117,7 @@ impl Discovery {
             skipped: HashSet::new(),
             repeats: Repeats::default(),
             late: late_tx,
+            held_tables: HeldTables::default(),
             listeners_started: false,
             cold_clusters: Pending::default(),
             cold_listeners: Pending::default(),
@@ -201,6 +204,8 @@ struct Task {
     /// Refused pushes.
     repeats: Repeats,
     late: mpsc::UnboundedSender<Late>,
+    /// Routes that wait for clusters.
+    held_tables: HeldTables,
     /// The first clusters are warm and listeners were asked for.
     listeners_started: bool,
     /// Updates of clusters, and of listeners, that are not live yet.
@@ -384,8 +389,10 @@ impl Task {
         let wanted = (stream, kind, key.name.clone());
         let Some(interest) = self.wanted.get_mut(&wanted) else { return };
         interest.slots.retain(|slot| slot.key != *key);
-        if kind == Kind::Secret {
-            self.services.secrets.forget(key);
+        match kind {
+            Kind::Secret => self.services.secrets.forget(key),
+            Kind::Route => self.held_tables.forget(key),
+            Kind::Assignment => {}
         }
         if interest.slots.is_empty() {
             self.wanted.remove(&wanted);
