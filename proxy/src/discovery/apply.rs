@@ -417,8 +417,8 @@ impl Task {
     ) -> Result<Taken, ConfigError> {
         let wanted = (stream.clone(), kind, Arc::from(name));
         let Some(interest) = self.wanted.get(&wanted) else { return Ok(Taken::Unwanted) };
-        let keys = interest.slots.iter().map(|slot| &slot.key).filter(|key| only.is_none_or(|only| only == *key));
-        keys.map(|key| give(self, key)).collect::<Result<(), _>>().map(|()| Taken::Held)
+        let mut keys = interest.slots.iter().map(|slot| &slot.key).filter(|key| only.is_none_or(|only| only == *key));
+        keys.try_for_each(|key| give(self, key)).map(|()| Taken::Held)
     }
 
     /// Gives a slot what its source has already given to another slot of the same name.
