@@ -2,11 +2,11 @@
 
 use prost::{Message as _, Name};
 
-use crate::encode::Encoder;
+use crate::encode::{Encoder, expected_type};
 use crate::error::{FieldPath, LoadError};
 use crate::inspect::{self, Findings};
 use crate::json::load_json;
-use crate::node::{Node, Value};
+use crate::node::{Node, Value, quote};
 use crate::pb::google::protobuf::{Any, Struct};
 use crate::print::{self, Style};
 use crate::rules::{self, Violation};
@@ -213,7 +213,7 @@ impl Descriptors {
         };
         let inner = typed.type_url.rsplit('/').next().unwrap_or("");
         if Message::find(inner).is_none() {
-            return fail("type_url", format!("{:?}", typed.type_url), "a type that Envoy's API has");
+            return fail("type_url", quote(&typed.type_url), &expected_type(inner));
         }
         let json = convert::struct_to_json(&typed.value.unwrap_or_else(Struct::default));
         let parsed = self.parse_node(inner, &Node::from_json(&json), options)?;

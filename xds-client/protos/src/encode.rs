@@ -7,6 +7,7 @@
 use std::fmt::Write;
 
 use crate::error::{FieldPath, LoadError, Position};
+use crate::near::{nearest, nearest_type};
 use crate::node::{Key, MAX_DEPTH, Node, Value, quote, repeated};
 use crate::scalar;
 use crate::table::{Enum, Field, FieldType, Message, Special};
@@ -185,6 +186,8 @@ impl<'a> Encoder<'a> {
             if let Some(near) = nearest(&key.name, message.fields().map(Field::name)) {
                 let _ = write!(expected, " (did you mean \"{near}\"?)");
             }
+            // Envoy's words, which tools look for
+            let _ = write!(expected, "; no such field: '{}', the message has unknown fields", key.name);
             let file = self.file.map(str::to_owned);
             self.errors.push(LoadError { file, path, found: "an unknown field".into(), expected, at: key.at });
         }
@@ -314,7 +317,7 @@ impl<'a> Encoder<'a> {
                 .mismatch(type_node, format!("a type URL like \"type.googleapis.com/{}\"", url.trim_matches('/')));
         };
         let Some(message) = Message::find(name) else {
-            return self.within(Step::Field("@type"), |this| this.mismatch(type_node, "a type that Envoy's API has"));
+            return self.within(Step::Field("@type"), |this| this.mismatch(type_node, &expected_type(name)));
         };
         put_bytes(out, 1, url.as_bytes());
         put_nested(out, 2, |out| match message.special() {
@@ -386,6 +389,14 @@ fn is_absent(field: Field, node: &Node) -> bool {
             })
 }
 
+/// What a type URL should have named.
+pub(crate) fn expected_type(wrong: &str) -> String {
+    match nearest_type(wrong) {
+        Some(near) => format!("a type that Envoy's API has (did you mean \"{near}\"?)"),
+        None => "a type that Envoy's API has".into(),
+    }
+}
+
 fn expected_enum(values: Enum, node: &Node) -> String {
     /// More names than this are not listed.
     const LISTED: usize = 8;
@@ -402,37 +413,4 @@ fn expected_enum(values: Enum, node: &Node) -> String {
         let _ = write!(expected, " (did you mean \"{near}\"?)");
     }
     expected
-}
-
-/// The name that was probably meant.
-fn nearest<'n>(wrong: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
-    /// Longer names come from no person, and the distance costs their product.
-    const LONGEST: usize = 100;
-    if wrong.len() > LONGEST {
-        return None;
-    }
-    let limit = (wrong.len() / 3).max(1);
-    names
-        .map(|name| (distance(wrong, name), name))
-        .filter(|(distance, _)| *distance <= limit)
-        .min()
-        .map(|(_, name)| name)
-}
-
-/// How many letters must be added, dropped or changed; case and underscores count for nothing.
-fn distance(a: &str, b: &str) -> usize {
-    let letters =
-        |text: &str| -> Vec<u8> { text.bytes().filter(|b| *b != b'_').map(|b| b.to_ascii_lowercase()).collect() };
-    let (a, b) = (letters(a), letters(b));
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = i;
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }

@@ -112,9 +112,10 @@ impl Node {
 pub(crate) fn quote(text: &str) -> String {
     /// Enough to recognise it by.
     const SHOWN: usize = 60;
-    match text.char_indices().nth(SHOWN) {
-        Some((cut, _)) => format!("{:?}...", &text[..cut]),
-        None => format!("{text:?}"),
+    match (text.char_indices().nth(SHOWN), text.char_indices().nth_back(SHOWN - 1)) {
+        // type URLs differ at their end
+        (Some((cut, _)), Some((resume, _))) if cut < resume => format!("{:?}...{:?}", &text[..cut], &text[resume..]),
+        _ => format!("{text:?}"),
     }
 }
 

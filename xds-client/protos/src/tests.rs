@@ -157,7 +157,8 @@ fn an_unknown_field_is_named_with_what_was_meant() {
     assert_eq!(
         refused(BOOTSTRAP, text),
         "c.yaml:4:5: static_resources.clusters[0].connect_timout: found an unknown field, \
-         expected a field of envoy.config.cluster.v3.Cluster (did you mean \"connect_timeout\"?)"
+         expected a field of envoy.config.cluster.v3.Cluster (did you mean \"connect_timeout\"?); \
+         no such field: 'connect_timout', the message has unknown fields"
     );
     let options = ParseOptions { allow_unknown_fields: true, file: None };
     let parsed = Descriptors::load().parse(BOOTSTRAP, text, Format::Yaml, options).unwrap();
