@@ -193,6 +193,10 @@ async fn a_stranger_is_refused_and_the_reason_says_why() {
         ca.leaf_with(&["spiffe://td/c"], |p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]);
     let client = w.client(upstream(common(Some(for_servers), Some(trust.clone()))));
     assert!(shake(&server, &client).await.0.err().unwrap().to_string().contains("purpose"));
+    let cannot_sign =
+        ca.leaf_with(&["spiffe://td/c"], |p| p.key_usages = vec![rcgen::KeyUsagePurpose::KeyEncipherment]);
+    let client = w.client(upstream(common(Some(cannot_sign), Some(trust.clone()))));
+    assert!(shake(&server, &client).await.0.err().unwrap().to_string().contains("KEY_USAGE_BIT_INCORRECT"));
     let config = Arc::new(upstream(common(Some(ca.leaf_with(&[], expired)), None)));
     let error = UpstreamContext::new(config, &w.secrets, &w.scope).err().unwrap().to_string();
     assert!(error.contains("tls_certificates[0]") && error.contains("has expired"), "{error}");
