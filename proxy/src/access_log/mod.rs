@@ -34,11 +34,18 @@ use tls_fields::TlsField;
 /// Headers as a formatter sees them: a live map, or the few values captured for later.
 pub trait HeaderSource {
     fn get(&self, name: &HeaderName) -> Option<&HeaderValue>;
+
+    /// Whether `test` holds for any of the values of a header that may be repeated.
+    fn any(&self, name: &HeaderName, test: &mut dyn FnMut(&HeaderValue) -> bool) -> bool;
 }
 
 impl HeaderSource for HeaderMap {
     fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
         HeaderMap::get(self, name)
+    }
+
+    fn any(&self, name: &HeaderName, test: &mut dyn FnMut(&HeaderValue) -> bool) -> bool {
+        self.get_all(name).iter().any(test)
     }
 }
 
@@ -48,13 +55,18 @@ pub struct Captured(pub smallvec::SmallVec<[(HeaderName, HeaderValue); 6]>);
 
 impl Captured {
     pub fn take(wanted: &[HeaderName], from: &HeaderMap) -> Captured {
-        Captured(wanted.iter().filter_map(|name| Some((name.clone(), HeaderMap::get(from, name)?.clone()))).collect())
+        let values = |name| from.get_all(name).iter().map(move |value| (HeaderName::clone(name), value.clone()));
+        Captured(wanted.iter().flat_map(values).collect())
     }
 }
 
 impl HeaderSource for Captured {
     fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, v)| v)
+    }
+
+    fn any(&self, name: &HeaderName, test: &mut dyn FnMut(&HeaderValue) -> bool) -> bool {
+        self.0.iter().filter(|(n, _)| n == name).any(|(_, value)| test(value))
     }
 }
 
@@ -182,6 +194,10 @@ struct NoHeaders;
 impl HeaderSource for NoHeaders {
     fn get(&self, _: &HeaderName) -> Option<&HeaderValue> {
         None
+    }
+
+    fn any(&self, _: &HeaderName, _: &mut dyn FnMut(&HeaderValue) -> bool) -> bool {
+        false
     }
 }
 
