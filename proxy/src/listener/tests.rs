@@ -28,7 +28,7 @@ fn world() -> World {
     let wants = || mpsc::unbounded_channel().0;
     let secrets = Secrets::new(Store::new(Kind::Secret, wants()));
     let assignments = Arc::new(Store::new(Kind::Assignment, wants()));
-    let clusters = ClusterManager::new(registry.clone(), secrets.clone(), assignments, None);
+    let clusters = ClusterManager::new(registry.clone(), secrets.clone(), assignments);
     let services = Arc::new(Services {
         registry,
         secrets,
@@ -82,8 +82,7 @@ impl World {
             weight: 1,
             metadata: None,
         };
-        let locality =
-            LocalityEndpoints { locality: Locality::default(), priority: 0, weight: None, endpoints: vec![endpoint] };
+        let locality = LocalityEndpoints { locality: Locality::default(), priority: 0, endpoints: vec![endpoint] };
         let assignment =
             LoadAssignment { cluster_name: name.into(), localities: vec![locality], overprovisioning_factor: 140 };
         let config = ClusterConfig::new(name, ClusterDiscovery::Static(assignment));
@@ -136,6 +135,8 @@ fn listener(chains: Vec<FilterChainConfig>) -> ListenerConfig {
         per_connection_buffer_limit_bytes: 1 << 20,
         access_log: Vec::new(),
         drain_modify_only: false,
+        connection_limit: Default::default(),
+        global_connection_limit: None,
         shell_hash: 1,
     }
 }

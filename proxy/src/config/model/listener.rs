@@ -1,6 +1,7 @@
 //! `envoy.config.listener.v3.Listener`.
 
 use super::*;
+use crate::runtime::LiveLimit;
 use ipnet::IpNet;
 
 #[derive(Debug, Clone)]
@@ -38,6 +39,10 @@ pub struct ListenerConfig {
     pub drain_modify_only: bool,
     /// Hash of the message without its filter chains: equal hashes mean that only chains differ.
     pub shell_hash: u64,
+    /// `envoy.resource_limits.listener.<name>.connection_limit` of runtime.
+    pub connection_limit: LiveLimit,
+    /// `overload.global_downstream_max_connections` of runtime; `None`: its connections are not among those that it counts.
+    pub global_connection_limit: Option<LiveLimit>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
