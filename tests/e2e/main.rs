@@ -7,6 +7,7 @@ mod support;
 
 mod access_log;
 mod admin;
+mod answers;
 mod bad_input;
 mod cli;
 mod discovery;

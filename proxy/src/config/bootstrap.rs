@@ -1,8 +1,8 @@
 //! `envoy.config.bootstrap.v3.Bootstrap`.
 
-use super::Resource;
 use super::access_log::access_logs;
-use super::address::address;
+use super::address::{address, socket_options};
+use super::answers::{Answer, runtime_key};
 use super::any;
 use super::checked::{self, StaticResources};
 use super::context::{Context, Result};
@@ -13,6 +13,7 @@ use super::model::{
 };
 use super::pb::{bootstrap, core, google, metrics, runtime, types};
 use super::source::{api_config_source, json_object, optional_source};
+use super::{ProblemKind, Resource};
 use crate::runtime::{DiskLayer, Layer, LayerSource, Runtime, Values};
 use crate::stats::{check_tag_regex, is_default_tag};
 use serde_json::Value as Json;
@@ -20,6 +21,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use xds_protos::pb::xds::core::v3::ContextParams;
+
+/// Of a runtime key that nothing reads.
+pub const UNREAD: &str = "Envoy has no such key, and no runtime_key of the configuration names it";
 
 /// Envoy's default.
 const STATS_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
@@ -92,8 +96,8 @@ pub(super) fn bootstrap(
 
     *resources = checked::convert(static_resources.unwrap_or_default(), cx);
     let dynamic = cx.at("dynamic_resources", |cx| dynamic_resources_of(dynamic_resources.unwrap_or_default(), cx))?;
-    let local_cluster = local_cluster(cluster_manager.unwrap_or_default());
-    Ok(Bootstrap {
+    local_cluster(cluster_manager.unwrap_or_default(), &resources.cluster_names, cx);
+    let built = Bootstrap {
         node: node(node_message.unwrap_or_default()),
         admin: admin.map(|message| cx.at("admin", |cx| admin_config(message, cx))).transpose()?.flatten(),
         clusters: resources.clusters.iter().map(|(_, cluster)| cluster.clone()).collect(),
@@ -109,8 +113,11 @@ pub(super) fn bootstrap(
         runtime: cx.runtime.clone(),
         rtds,
         log_format: log_format(application_log_config, cx)?,
-        local_cluster,
-    })
+    };
+    if built.cds.is_none() && built.lds.is_none() {
+        unread_keys(cx);
+    }
+    Ok(built)
 }
 
 /// The node as it was written, with our own name and the version of the API.
@@ -181,7 +188,8 @@ fn dynamic_resources_of(message: bootstrap::bootstrap::DynamicResources, cx: &mu
     })
 }
 
-fn local_cluster(message: bootstrap::ClusterManager) -> Option<Arc<str>> {
+/// The cluster that this process is an endpoint of must be there, as in Envoy; no zone is preferred by it.
+fn local_cluster(message: bootstrap::ClusterManager, clusters: &[String], cx: &mut Context) {
     let bootstrap::ClusterManager {
         local_cluster_name,
         outlier_detection: _,
@@ -189,7 +197,15 @@ fn local_cluster(message: bootstrap::ClusterManager) -> Option<Arc<str>> {
         load_stats_config: _,
         enable_deferred_cluster_creation: _,
     } = message;
-    (!local_cluster_name.is_empty()).then(|| local_cluster_name.into())
+    if local_cluster_name.is_empty() {
+        return;
+    }
+    cx.at("cluster_manager", |cx| match clusters.contains(&local_cluster_name) {
+        true => cx.warn("local_cluster_name", "no zone is preferred: traffic goes to all zones alike"),
+        false => cx.record_all([
+            cx.error_at("local_cluster_name", format!("local cluster '{local_cluster_name}' must be defined"))
+        ]),
+    });
 }
 
 fn admin_config(message: bootstrap::Admin, cx: &mut Context) -> Result<Option<AdminConfig>> {
@@ -198,7 +214,7 @@ fn admin_config(message: bootstrap::Admin, cx: &mut Context) -> Result<Option<Ad
         access_log_path,
         profile_path: _,
         address: admin_address,
-        socket_options: _,
+        socket_options: options,
         ignore_global_conn_limit: _,
         allow_paths: _,
     } = message;
@@ -206,6 +222,7 @@ fn admin_config(message: bootstrap::Admin, cx: &mut Context) -> Result<Option<Ad
     if admin_address.is_none() {
         return Ok(None);
     }
+    socket_options(options, cx)?;
     let mut access_log = access_logs(access_log, "access_log", cx)?;
     if !access_log_path.is_empty() {
         let sink = AccessLogSink::File(cx.resolve(&access_log_path));
@@ -225,7 +242,11 @@ fn runtime(message: bootstrap::LayeredRuntime, service_cluster: &str, cx: &mut C
         let bootstrap::RuntimeLayer { name, layer_specifier } = layer;
         let name = cx.non_empty("name", name)?;
         let source = match cx.required("layer_specifier", layer_specifier)? {
-            LayerSpecifier::StaticLayer(fields) => LayerSource::Static(cx.at("static_layer", |cx| flat(&fields, cx))?),
+            LayerSpecifier::StaticLayer(fields) => cx.at("static_layer", |cx| -> Result<_> {
+                let values = flat(&fields, cx)?;
+                known_keys(&values, cx);
+                Ok(LayerSource::Static(values))
+            })?,
             LayerSpecifier::AdminLayer(AdminLayer {}) => LayerSource::Admin,
             LayerSpecifier::DiskLayer(layer) => LayerSource::Disk(disk_layer(layer, service_cluster, cx)),
             LayerSpecifier::RtdsLayer(layer) => cx.at("rtds_layer", |cx| {
@@ -264,8 +285,40 @@ fn disk_layer(message: bootstrap::runtime_layer::DiskLayer, service_cluster: &st
 pub(super) fn runtime_layer(message: runtime::Runtime, cx: &mut Context) -> Result<Resource> {
     let runtime::Runtime { name, layer } = message;
     let name = cx.non_empty("name", name)?.into();
-    let values = cx.at("layer", |cx| layer.as_ref().map(|fields| flat(fields, cx)).transpose())?.unwrap_or_default();
+    let values = cx.at("layer", |cx| -> Result<_> {
+        let values = layer.as_ref().map(|fields| flat(fields, cx)).transpose()?.unwrap_or_default();
+        known_keys(&values, cx);
+        Ok(values)
+    })?;
     Ok(Resource::Runtime { name, values })
+}
+
+/// What the table says of keys that Envoy itself reads. Those that it does not have are for configuration to name.
+fn known_keys(values: &Values, cx: &mut Context) {
+    for key in values.keys() {
+        match runtime_key(key) {
+            Some(Answer::Warn { meaning, .. }) => cx.warn(key, meaning),
+            Some(Answer::Reject { reason, .. }) => {
+                let problem = cx.error_at(key, format!("is not supported: {reason}"));
+                cx.record_all([problem.of_kind(ProblemKind::Unsupported)]);
+            }
+            Some(Answer::Act { .. } | Answer::Idle { .. }) | None => {}
+        }
+    }
+}
+
+/// Keys of the bootstrap's own layers that no field of it names, when nothing can come that does.
+fn unread_keys(cx: &mut Context) {
+    for key in unread(&cx.runtime) {
+        cx.warn("layered_runtime", format!("{UNREAD}: {key}"));
+    }
+}
+
+/// Keys that have a value, and that neither Envoy nor any configuration so far reads.
+pub fn unread(runtime: &Runtime) -> Vec<String> {
+    let mut keys = runtime.unread();
+    keys.retain(|key| runtime_key(key).is_none());
+    keys
 }
 
 /// Values that have structure are kept; nested keys are joined with dots.

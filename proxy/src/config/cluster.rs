@@ -1,6 +1,6 @@
 //! `envoy.config.cluster.v3.Cluster`.
 
-use super::address::{keepalive, socket_address};
+use super::address::{keepalive, own_socket_options, socket_address, socket_options};
 use super::any;
 use super::context::{Context, Result};
 use super::dns::{self, DnsFields};
@@ -13,7 +13,7 @@ use super::model::{
     TransportMatch, UpstreamTransport,
 };
 use super::pb::{cluster, core, extensions, google};
-use super::source::{config_source, json_object, metadata};
+use super::source::{config_source, json_object};
 use super::tls;
 use super::upstream_http::{Deprecated, upstream_http};
 use std::sync::Arc;
@@ -62,7 +62,7 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         lb_subset_config,
         common_lb_config,
         transport_socket,
-        metadata: cluster_metadata,
+        metadata: _,
         protocol_selection,
         upstream_connection_options,
         close_connections_on_host_health_failure,
@@ -141,6 +141,7 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         max_requests_per_connection,
         use_downstream_protocol,
     };
+    let circuit_breakers = cx.at("circuit_breakers", |cx| breakers(circuit_breakers.unwrap_or_default(), &name, cx))?;
     Ok(ClusterConfig {
         stat_name: if alt_stat_name.is_empty() { name.clone() } else { alt_stat_name.into() },
         name,
@@ -148,7 +149,7 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         connect_timeout,
         lb,
         http: upstream_http(typed_extension_protocol_options, deprecated, cx)?,
-        circuit_breakers: cx.at("circuit_breakers", |cx| breakers(circuit_breakers.unwrap_or_default(), cx))?,
+        circuit_breakers,
         transport: upstream_transport(transport_socket, cx)?,
         transport_matches: cx.each("transport_socket_matches", transport_socket_matches, transport_match)?,
         bind: upstream_bind_config
@@ -159,7 +160,6 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         panic_threshold,
         update_merge_window,
         close_connections_on_host_health_failure,
-        metadata: Arc::new(metadata(cluster_metadata)),
         hash,
     })
 }
@@ -321,16 +321,36 @@ fn common_lb(message: cluster::cluster::CommonLbConfig, cx: &mut Context) -> Res
         locality_config_specifier: _,
     } = message;
     let panic_threshold = percent(healthy_panic_threshold, "healthy_panic_threshold", cx)?.unwrap_or(PANIC_THRESHOLD);
+    let panic_threshold = cx.runtime_number("upstream.healthy_panic_threshold", panic_threshold).clamp(0.0, 100.0);
     Ok((panic_threshold, cx.timeout("update_merge_window", update_merge_window, None)?))
 }
 
-fn breakers(message: cluster::CircuitBreakers, cx: &mut Context) -> Result<[Thresholds; 2]> {
+fn breakers(message: cluster::CircuitBreakers, name: &str, cx: &mut Context) -> Result<[Thresholds; 2]> {
     let cluster::CircuitBreakers { thresholds, per_host_thresholds: _ } = message;
     let mut both = [Thresholds::default(); 2];
     for (priority, limits) in cx.each("thresholds", thresholds, threshold)? {
         both[priority as usize] = limits;
     }
+    // thousands of clusters would ask for eight names each
+    if cx.runtime.has_under("circuit_breakers.") {
+        for (limits, priority) in both.iter_mut().zip(["default", "high"]) {
+            overridden(limits, &format!("circuit_breakers.{name}.{priority}"), cx);
+        }
+    }
     Ok(both)
+}
+
+/// What runtime says of the limits, as it is now.
+fn overridden(limits: &mut Thresholds, prefix: &str, cx: &Context) {
+    let Thresholds { max_connections, max_pending_requests, max_requests, max_retries, track_remaining: _ } = limits;
+    for (limit, name) in [
+        (max_connections, "max_connections"),
+        (max_pending_requests, "max_pending_requests"),
+        (max_requests, "max_requests"),
+        (max_retries, "max_retries"),
+    ] {
+        *limit = cx.runtime_number(&format!("{prefix}.{name}"), (*limit).into()).max(0.0) as u32;
+    }
 }
 
 fn threshold(message: cluster::circuit_breakers::Thresholds, cx: &mut Context) -> Result<(Priority, Thresholds)> {
@@ -376,18 +396,20 @@ fn bind_config(message: core::BindConfig, cx: &mut Context) -> Result<Option<Bin
     let core::BindConfig {
         source_address,
         freebind,
-        socket_options: _,
+        socket_options: options,
         extra_source_addresses,
         additional_source_addresses,
         local_address_selector: _,
         validate_network_namespaces: _,
     } = message;
+    socket_options(options, cx)?;
     let mut sources = Vec::new();
     if let Some(address) = source_address {
         sources.push(cx.at("source_address", |cx| socket_address(address, cx))?);
     }
     sources.extend(cx.each("extra_source_addresses", extra_source_addresses, |extra, cx| {
-        let core::ExtraSourceAddress { address, socket_options: _ } = extra;
+        let core::ExtraSourceAddress { address, socket_options: options } = extra;
+        own_socket_options(options, cx)?;
         let address = cx.required("address", address)?;
         cx.at("address", |cx| socket_address(address, cx))
     })?);
@@ -396,10 +418,9 @@ fn bind_config(message: core::BindConfig, cx: &mut Context) -> Result<Option<Bin
 }
 
 fn transport_match(message: cluster::cluster::TransportSocketMatch, cx: &mut Context) -> Result<TransportMatch> {
-    let cluster::cluster::TransportSocketMatch { name, r#match, transport_socket } = message;
+    let cluster::cluster::TransportSocketMatch { name: _, r#match, transport_socket } = message;
     let transport_socket = Some(cx.required("transport_socket", transport_socket)?);
     Ok(TransportMatch {
-        name: cx.non_empty("name", name)?.into(),
         criteria: json_object(&r#match.unwrap_or_default()).into_iter().collect(),
         transport: upstream_transport(transport_socket, cx)?,
     })

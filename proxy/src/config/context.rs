@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use xds_protos::nearest;
 
 /// The result of every conversion. An error ends the conversion of the message at hand; problems with a single value are
 /// recorded in the context instead, and conversion goes on with a harmless value, so that a person hears of all at once.
@@ -21,6 +22,9 @@ const MAX_DURATION_SECONDS: i64 = 315_576_000_000;
 
 /// Problems that are kept of one conversion: a push may have as many as it has bytes.
 const MAX_PROBLEMS: usize = 10_000;
+
+/// Problems up to which the names are looked for that were probably meant.
+const MAX_SUGGESTED: usize = 20;
 
 /// State of one conversion. Make one per resource, or take `notices` out between two.
 #[derive(Debug, Default)]
@@ -35,6 +39,8 @@ pub struct Context {
     pub service_cluster: Option<String>,
     /// A field without effect refuses the resource instead of being noticed.
     pub reject_unsupported: bool,
+    /// Fields that the API does not have refuse the resource; this says by which flag.
+    pub(super) refuse_unknown: Option<&'static str>,
     path: String,
     problems: RefCell<Vec<ConfigError>>,
 }
@@ -43,6 +49,12 @@ impl Context {
     /// A context that knows the runtime values of the bootstrap.
     pub fn with_runtime(runtime: Arc<Runtime>) -> Context {
         Context { runtime, ..Context::default() }
+    }
+
+    /// The same, with fields that the API does not have refused where a flag says so.
+    #[must_use]
+    pub fn refusing_unknown(self, flag: Option<&'static str>) -> Context {
+        Context { refuse_unknown: flag, ..self }
     }
 
     /// Runs `convert` on the message in `field`; errors and notices made there carry its path.
@@ -124,12 +136,17 @@ impl Context {
 
     /// Says that `field` has no effect. `meaning`: what a person loses by that.
     pub(super) fn warn(&mut self, field: &str, meaning: impl Into<String>) {
+        self.warn_of_all(field, meaning, 1);
+    }
+
+    /// [`warn`](Self::warn), of as many fields as there are on this way.
+    pub(super) fn warn_of_all(&mut self, field: &str, meaning: impl Into<String>, count: usize) {
         let (path, meaning) = (self.join(field), meaning.into());
         if self.reject_unsupported {
             let message = format!("is set and has no effect here: {meaning}");
             self.record_all([ConfigError::new(path.clone(), message).of_kind(ProblemKind::Unsupported)]);
         }
-        self.notices.warnings.push((path, meaning));
+        self.notices.warn(path, meaning, count);
     }
 
     /// [`warn`](Self::warn) if the field is set, that is, differs from its default.
@@ -152,17 +169,27 @@ impl Context {
     /// `name` is what the configuration calls it.
     pub(super) fn extension(&mut self, name: &str, type_name: &str) -> Result<bool> {
         match table().find(type_name).map(|known| known.whole) {
-            Some(Answer::Act { .. }) => Ok(true),
+            Some(Answer::Act { .. } | Answer::Idle { .. }) => Ok(true),
             Some(Answer::Warn { meaning, .. }) => {
                 self.warn("", format!("{name} ({type_name}) does not exist here: {meaning}"));
                 Ok(false)
             }
             Some(Answer::Reject { reason, .. }) => {
-                Err(self.error(format!("{name} ({type_name}) is not supported: {reason}")))
+                let problem = self.error(format!("{name} ({type_name}) is not supported: {reason}"));
+                Err(problem.of_kind(ProblemKind::Unsupported))
             }
-            None => Err(self
-                .error(format!("Didn't find a registered implementation for '{name}' with type URL: '{type_name}'"))),
+            None => {
+                let near = self.meant(|| nearest(type_name, table().messages().iter().map(|m| m.message.name())));
+                let what = format!("Didn't find a registered implementation for '{name}' with type URL: '{type_name}'");
+                Err(self.error(what + &near))
+            }
         }
+    }
+
+    /// ` (did you mean "x"?)`, as long as few problems are recorded: nobody reads the rest, and looking has its cost.
+    pub(super) fn meant<'n>(&self, look: impl FnOnce() -> Option<&'n str>) -> String {
+        let near = if self.problems.borrow().len() < MAX_SUGGESTED { look() } else { None };
+        near.map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default()
     }
 
     /// A field that must be there.
@@ -315,7 +342,8 @@ mod tests {
             })
         });
         assert_eq!(outcome.unwrap_err().to_string(), "filter_chains[0][0].name: boom");
-        assert_eq!(cx.notices.warnings, [("filter_chains[0][0].metadata".to_owned(), "nobody reads it".to_owned())]);
+        let said: Vec<String> = cx.notices.warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(said, ["filter_chains[0][0].metadata: nobody reads it"]);
         assert_eq!(cx.error("here").path, "");
     }
 

@@ -26,10 +26,9 @@ pub(super) fn assignment(message: endpoint::ClusterLoadAssignment, cx: &mut Cont
     })?;
     let localities = localities
         .into_iter()
-        .map(|Group { locality, priority, weight, endpoints }| LocalityEndpoints {
+        .map(|Group { locality, priority, endpoints }| LocalityEndpoints {
             locality,
             priority,
-            weight,
             endpoints: endpoints.into_iter().map(|(address, endpoint)| Endpoint { address, ..endpoint }).collect(),
         })
         .collect();
@@ -50,10 +49,9 @@ pub(super) fn names(message: endpoint::ClusterLoadAssignment, cx: &mut Context) 
     }
     Ok(localities
         .into_iter()
-        .map(|Group { locality, priority, weight, endpoints }| DnsLocality {
+        .map(|Group { locality, priority, endpoints }| DnsLocality {
             locality,
             priority,
-            weight,
             names: endpoints.into_iter().map(|((host, port), endpoint)| (host, port, endpoint)).collect(),
         })
         .collect())
@@ -63,7 +61,6 @@ pub(super) fn names(message: endpoint::ClusterLoadAssignment, cx: &mut Context) 
 struct Group<T> {
     locality: Locality,
     priority: u32,
-    weight: Option<u32>,
     endpoints: Vec<(T, Endpoint)>,
 }
 
@@ -102,17 +99,13 @@ fn locality<T>(
         locality,
         metadata: _,
         lb_endpoints,
-        load_balancing_weight,
+        load_balancing_weight: _,
         priority,
         proximity: _,
         lb_config,
     } = message;
     if priority > MAX_PRIORITY {
         return Err(cx.error_at("priority", format!("found {priority}, expected at most {MAX_PRIORITY}")));
-    }
-    let weight = load_balancing_weight.map(|v| v.value);
-    if weight == Some(0) {
-        return Err(cx.error_at("load_balancing_weight", "found 0, expected at least 1"));
     }
     let lb_endpoints = match lb_config {
         None => lb_endpoints,
@@ -125,7 +118,6 @@ fn locality<T>(
     Ok(Group {
         locality: Locality { region: region.into(), zone: zone.into(), sub_zone: sub_zone.into() },
         priority,
-        weight,
         endpoints: cx.each("lb_endpoints", lb_endpoints, |message, cx| lb_endpoint(message, named, cx, target))?,
     })
 }

@@ -23,13 +23,11 @@ pub(super) fn filter_chain(message: listener::FilterChain, cx: &mut Context) -> 
         filter_chain_match,
         filters,
         use_proxy_proto: _,
-        metadata,
+        metadata: _,
         transport_socket,
         transport_socket_connect_timeout,
         name,
     } = message;
-    // It does nothing by itself, and what would read it has its own answer.
-    drop(metadata);
     let count = filters.len();
     let mut at = 0;
     let filters = cx.each("filters", filters, |filter, cx| {

@@ -105,7 +105,6 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
         stat_prefix: cx.non_empty("stat_prefix", stat_prefix)?.into(),
         codec,
         routes: routes(cx.required("route_config", route_specifier)?, cx)?,
-        http_filters: Vec::new(),
         router,
         access_log: access_logs(access_log, "access_log", cx)?,
         server_name: match server_name.as_str() {

@@ -1,15 +1,16 @@
 //! `envoy.config.listener.v3.Listener` and its listener filters.
 
 use super::access_log::access_logs;
-use super::address::{Place, address, place};
+use super::address::{Place, address, own_socket_options, place, socket_options};
 use super::any;
 use super::context::{Context, Result};
 use super::filter_chain::filter_chain;
 use super::hash::shell_hash;
 use super::model::{
-    Address, FilterChainConfig, ListenerConfig, ListenerFilterConfig, ListenerFilterPredicate, TrafficDirection,
+    AccessLogConfig, AccessLogFilter, Address, FilterChainConfig, ListenerConfig, ListenerFilterConfig,
+    ListenerFilterPredicate, TrafficDirection,
 };
-use super::pb::{core, extensions, google, listener, types};
+use super::pb::{accesslog, core, extensions, google, listener, types};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -39,7 +40,7 @@ pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<
         default_filter_chain,
         per_connection_buffer_limit_bytes,
         per_connection_buffer_high_watermark_timeout: _,
-        metadata,
+        metadata: _,
         deprecated_v1,
         drain_type,
         listener_filters,
@@ -47,7 +48,7 @@ pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<
         continue_on_listener_filters_timeout,
         transparent,
         freebind,
-        socket_options: _,
+        socket_options: options,
         tcp_fast_open_queue_length,
         traffic_direction,
         udp_listener_config: _,
@@ -60,13 +61,12 @@ pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<
         max_connections_to_accept_per_socket_event,
         bind_to_port,
         enable_mptcp: _,
-        ignore_global_conn_limit: _,
+        ignore_global_conn_limit,
         bypass_overload_manager: _,
         tcp_keepalive: _,
         listener_specifier: _,
     } = message;
-    // It does nothing by itself, and what would read it has its own answer.
-    drop(metadata);
+    socket_options(options, cx)?;
     let (address, ipv4_compat) = bound_address(listener_address, cx)?;
     let bind_to_port = match (bind_to_port, deprecated_v1) {
         (Some(set), _) => set.value,
@@ -80,8 +80,12 @@ pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<
         return Err(cx.error_at("filter_chains", "no filter chains specified"));
     }
     distinct_matches(&filter_chains, cx)?;
+    let name = if name.is_empty() { address.to_string() } else { name };
     Ok(ListenerConfig {
-        name: if name.is_empty() { address.to_string().into() } else { name.into() },
+        connection_limit: cx.runtime.live_limit(&format!("envoy.resource_limits.listener.{name}.connection_limit")),
+        global_connection_limit: (!ignore_global_conn_limit)
+            .then(|| cx.runtime.live_limit("overload.global_downstream_max_connections")),
+        name: name.into(),
         address,
         additional_addresses: cx.each("additional_addresses", additional_addresses, additional_address)?,
         stat_prefix: (!stat_prefix.is_empty()).then(|| stat_prefix.into()),
@@ -109,10 +113,21 @@ pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<
         filter_chains,
         default_filter_chain,
         per_connection_buffer_limit_bytes: per_connection_buffer_limit_bytes.map_or(BUFFER_LIMIT, |v| v.value),
-        access_log: access_logs(access_log, "access_log", cx)?,
+        access_log: listener_logs(access_log, cx)?,
         drain_modify_only: cx.enumeration::<DrainType>("drain_type", drain_type)? == DrainType::ModifyOnly,
         shell_hash,
     })
+}
+
+/// Loggers of connections that no filter chain takes.
+fn listener_logs(messages: Vec<accesslog::AccessLog>, cx: &mut Context) -> Result<Vec<AccessLogConfig>> {
+    let logs = access_logs(messages, "access_log", cx)?;
+    // flags such as NR are those of connections that were not served
+    let wants_served = |log: &AccessLogConfig| !matches!(log.filter, Some(AccessLogFilter::ResponseFlags(_)));
+    if logs.iter().any(wants_served) {
+        cx.warn("access_log", "only connections that no filter chain takes are logged by it");
+    }
+    Ok(logs)
 }
 
 fn flag(value: Option<google::BoolValue>) -> bool {
@@ -138,7 +153,8 @@ fn bound_address(message: Option<core::Address>, cx: &mut Context) -> Result<(Ad
 }
 
 fn additional_address(message: listener::AdditionalAddress, cx: &mut Context) -> Result<Address> {
-    let listener::AdditionalAddress { address: message, socket_options: _, tcp_keepalive: _ } = message;
+    let listener::AdditionalAddress { address: message, socket_options: options, tcp_keepalive: _ } = message;
+    own_socket_options(options, cx)?;
     let bound = address(message, "address", cx)?;
     match bound {
         Address::Socket(_) => Ok(bound),

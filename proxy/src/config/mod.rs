@@ -43,9 +43,10 @@ mod upstream_http;
 #[cfg(test)]
 mod tests;
 
+pub use bootstrap::{UNREAD as UNREAD_KEY, unread as unread_runtime_keys};
 pub use checked::{StaticResources, resources_of};
 pub use context::Context;
-pub use error::{ConfigError, Notices, ProblemKind, both, each_of};
+pub use error::{ConfigError, Notices, ProblemKind, Warning, both, each_of};
 pub use static_resources::static_resources;
 
 /// Converts a matcher of strings that stands in no resource.
@@ -179,10 +180,19 @@ fn examine(full_name: &str, bytes: &[u8], cx: &mut Context) -> Result<(), Config
         ConfigError::new(path, message).of_kind(ProblemKind::Rule)
     }));
     let found = answers::walk(full_name, bytes);
-    for (path, meaning) in found.warned {
-        cx.warn(&path, meaning);
+    for warned in found.warned {
+        cx.warn_of_all(&warned.path, warned.meaning, warned.count);
     }
-    cx.notices.unknown.extend(found.unknown);
+    match cx.refuse_unknown {
+        Some(flag) => cx.record_all(found.unknown.iter().map(|unknown| {
+            let message = format!("{}; {flag}", unknown.refusal());
+            ConfigError::new(unknown.path.clone(), message).of_kind(ProblemKind::Syntax)
+        })),
+        None => {
+            cx.notices.unknown.extend(found.unknown);
+            cx.notices.more_unknown += found.more_unknown;
+        }
+    }
     cx.notices.deprecated.extend(found.deprecated);
     cx.record_all(found.rejected.into_iter().map(|(path, reason)| {
         ConfigError::new(path, format!("is not supported: {reason}")).of_kind(ProblemKind::Unsupported)
@@ -192,13 +202,14 @@ fn examine(full_name: &str, bytes: &[u8], cx: &mut Context) -> Result<(), Config
 
 /// Refuses deprecated fields that Envoy refuses unless runtime values allow them. Called once those are known.
 fn refuse_deprecated(cx: &mut Context) {
+    let none = cx.runtime_flag("envoy.features.fail_on_any_deprecated_feature", false);
     let all = cx.runtime_flag("envoy.features.enable_all_deprecated_features", false);
     let allowed = |name: &str| all || cx.runtime_flag(&format!("envoy.deprecated_features:{name}"), false);
     let refused: Vec<ConfigError> = cx
         .notices
         .deprecated
         .iter()
-        .filter(|field| field.disallowed && !allowed(&field.full_name))
+        .filter(|field| (field.disallowed || none) && !allowed(&field.full_name))
         .map(|field| ConfigError::new(field.path.clone(), field.to_string()).of_kind(ProblemKind::Rule))
         .collect();
     cx.record_all(refused);

@@ -37,11 +37,9 @@ pub(super) fn route_configuration(
         vhost_header: _,
         ignore_path_parameters_in_path_matching,
         typed_per_filter_config,
-        metadata,
+        metadata: _,
         route_specifiers: _,
     } = message;
-    // It does nothing by itself, and what would read it has its own answer.
-    drop(metadata);
     per_filter_config(typed_per_filter_config, cx)?;
     let limits =
         Limits { direct_response_bytes: max_direct_response_body_size_bytes.map_or(MAX_DIRECT_RESPONSE, |v| v.value) };
@@ -112,11 +110,9 @@ fn virtual_host(message: route::VirtualHost, limits: &Limits, cx: &mut Context) 
         per_request_buffer_limit_bytes: _,
         request_body_buffer_limit: _,
         request_mirror_policies: _,
-        metadata,
+        metadata: _,
         route_specifiers: _,
     } = message;
-    // It does nothing by itself, and what would read it has its own answer.
-    drop(metadata);
     per_filter_config(typed_per_filter_config, cx)?;
     if domains.is_empty() {
         return Err(cx.error_at("domains", "found none, expected at least one"));
@@ -142,7 +138,7 @@ fn one_route(message: route::Route, limits: &Limits, cx: &mut Context) -> Result
     let route::Route {
         name,
         r#match,
-        metadata,
+        metadata: _,
         decorator: _,
         typed_per_filter_config,
         request_headers_to_add,
@@ -156,12 +152,10 @@ fn one_route(message: route::Route, limits: &Limits, cx: &mut Context) -> Result
         route_specifiers: _,
         action,
     } = message;
-    // It does nothing by itself, and what would read it has its own answer.
-    drop(metadata);
     per_filter_config(typed_per_filter_config, cx)?;
     let matcher = cx.required("match", r#match)?;
     let matcher = cx.at("match", |cx| route_match(matcher, cx))?;
-    let action = route_action::action(cx.required("action", action)?, &matcher, limits, cx)?;
+    let action = route_action::action(cx.required("action", action)?, limits, cx)?;
     Ok(Route {
         name: name.into(),
         matcher,

@@ -7,8 +7,8 @@ use super::headers::{header_name, header_ops, header_value};
 use super::http_filters::per_filter_config;
 use super::matcher::substitution;
 use super::model::{
-    ClusterChoice, DirectResponse, Forward, HashPolicy, HostRewrite, PathMatch, PathRewrite, Redirect, RedirectPath,
-    RouteAction, RouteMatch, WeightedCluster,
+    ClusterChoice, DirectResponse, Forward, HashPolicy, HostRewrite, PathRewrite, Redirect, RedirectPath, RouteAction,
+    WeightedCluster,
 };
 use super::pb::{google, route};
 use super::retry::retry_policy;
@@ -27,19 +27,14 @@ pub(super) struct Limits {
     pub direct_response_bytes: u32,
 }
 
-pub(super) fn action(
-    message: route::route::Action,
-    matcher: &RouteMatch,
-    limits: &Limits,
-    cx: &mut Context,
-) -> Result<RouteAction> {
+pub(super) fn action(message: route::route::Action, limits: &Limits, cx: &mut Context) -> Result<RouteAction> {
     use route::route::Action;
     match message {
         Action::Route(message) => {
-            let forward = cx.at("route", |cx| forward(message, matcher, cx))?;
+            let forward = cx.at("route", |cx| forward(message, cx))?;
             Ok(RouteAction::Forward(Box::new(forward)))
         }
-        Action::Redirect(message) => cx.at("redirect", |cx| redirect(message, matcher, cx)).map(RouteAction::Redirect),
+        Action::Redirect(message) => cx.at("redirect", |cx| redirect(message, cx)).map(RouteAction::Redirect),
         Action::DirectResponse(message) => {
             cx.at("direct_response", |cx| direct_response(message, limits, cx)).map(RouteAction::Direct)
         }
@@ -48,7 +43,7 @@ pub(super) fn action(
     }
 }
 
-fn forward(message: route::RouteAction, matcher: &RouteMatch, cx: &mut Context) -> Result<Forward> {
+fn forward(message: route::RouteAction, cx: &mut Context) -> Result<Forward> {
     use route::route_action::ClusterNotFoundResponseCode as NotFound;
     let route::RouteAction {
         cluster_not_found_response_code,
@@ -96,7 +91,7 @@ fn forward(message: route::RouteAction, matcher: &RouteMatch, cx: &mut Context) 
         max_stream_duration: durations.max_stream_duration,
         grpc_timeout_max: durations.grpc_timeout_max,
         retry_policy: retry.map(|message| cx.at("retry_policy", |cx| retry_policy(message, cx))).transpose()?,
-        path_rewrite: path_rewrite_of(prefix_rewrite, regex_rewrite, matcher, cx)?,
+        path_rewrite: path_rewrite_of(prefix_rewrite, regex_rewrite, cx)?,
         host_rewrite: host_rewrite(host_rewrite_specifier, cx)?,
         append_x_forwarded_host,
         priority: priority_of(priority, cx)?,
@@ -208,16 +203,12 @@ fn weighted_cluster(
 fn path_rewrite_of(
     prefix: String,
     regex: Option<super::pb::matcher::RegexMatchAndSubstitute>,
-    matcher: &RouteMatch,
     cx: &mut Context,
 ) -> Result<PathRewrite> {
     match (prefix.is_empty(), regex) {
         (true, None) => Ok(PathRewrite::None),
         (false, Some(_)) => Err(cx.error("Specify only one of prefix_rewrite, regex_rewrite or path_rewrite_policy")),
-        (false, None) if matches!(matcher.path, PathMatch::Regex(_)) => {
-            cx.warn("prefix_rewrite", "a route that matches by regular expression has no prefix to replace");
-            Ok(PathRewrite::None)
-        }
+        // a route that matches by regular expression matches the whole path, all of which is replaced, as in Envoy
         (false, None) => Ok(PathRewrite::Prefix(prefix.into())),
         (true, Some(message)) => {
             let (pattern, substitution) = substitution(message, "regex_rewrite", cx)?;
@@ -276,7 +267,7 @@ fn hash_policy(message: route::route_action::HashPolicy, cx: &mut Context) -> Re
     }
 }
 
-fn redirect(message: route::RedirectAction, matcher: &RouteMatch, cx: &mut Context) -> Result<Redirect> {
+fn redirect(message: route::RedirectAction, cx: &mut Context) -> Result<Redirect> {
     use route::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
     let route::RedirectAction {
         host_redirect,
@@ -295,12 +286,7 @@ fn redirect(message: route::RedirectAction, matcher: &RouteMatch, cx: &mut Conte
         None => RedirectPath::Keep,
         Some(PathRewriteSpecifier::PathRedirect(path)) if path.is_empty() => RedirectPath::Keep,
         Some(PathRewriteSpecifier::PathRedirect(path)) => RedirectPath::Path(path.into()),
-        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
-            if matches!(matcher.path, PathMatch::Regex(_)) {
-                cx.warn("prefix_rewrite", "a route that matches by regular expression has no prefix to replace");
-            }
-            RedirectPath::Prefix(prefix.into())
-        }
+        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => RedirectPath::Prefix(prefix.into()),
         Some(PathRewriteSpecifier::RegexRewrite(message)) => {
             let (pattern, substitution) = substitution(message, "regex_rewrite", cx)?;
             RedirectPath::Regex { pattern, substitution }

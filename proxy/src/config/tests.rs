@@ -36,20 +36,25 @@ fn listener_of(text: &str) -> (Result<ListenerConfig, ConfigError>, Vec<(String,
     let mut cx = Context::default();
     let converted =
         examined(read::<pb::listener::Listener>(text), &mut cx).and_then(|message| listener(message, &mut cx));
-    (converted, cx.notices.warnings)
+    (converted, said(cx))
 }
 
 fn cluster_of(text: &str) -> (Result<ClusterConfig, ConfigError>, Vec<(String, String)>) {
     let mut cx = Context::default();
     let converted = examined(read::<pb::cluster::Cluster>(text), &mut cx).and_then(|message| cluster(message, &mut cx));
-    (converted, cx.notices.warnings)
+    (converted, said(cx))
 }
 
 fn route_of(text: &str) -> (Result<RouteConfig, ConfigError>, Vec<(String, String)>) {
     let mut cx = Context::default();
     let converted =
         examined(read::<pb::route::RouteConfiguration>(text), &mut cx).and_then(|message| route(message, &mut cx));
-    (converted, cx.notices.warnings)
+    (converted, said(cx))
+}
+
+/// The warnings: path and meaning.
+fn said(cx: Context) -> Vec<(String, String)> {
+    cx.notices.warnings.into_iter().map(|warning| (warning.path, warning.meaning)).collect()
 }
 
 fn meanings(warnings: &[(String, String)]) -> BTreeSet<&str> {
@@ -87,11 +92,12 @@ fn istios_bootstraps_convert() {
         assert_eq!(converted.node.message.user_agent_name, "outrigger");
         assert!(converted.node.message.metadata.is_some());
         assert_eq!(
-            meanings(&cx.notices.warnings).into_iter().filter(|m| !m.starts_with("envoy.filters.")).collect::<Vec<_>>(),
+            meanings(&said(cx)).into_iter().filter(|m| !m.starts_with("envoy.filters.")).collect::<Vec<_>>(),
             [
+                "it switches code of Envoy's that does not exist here",
                 "no profiles are written",
+                "patterns have a built-in bound",
                 "there are no bootstrap extensions",
-                "there is no global connection limit",
                 "there is no overload manager",
             ]
         );
@@ -168,7 +174,7 @@ fn listeners_with_guards_that_do_not_exist_yet_are_refused() {
 }
 
 /// Fields of Istio's messages that may be taken away without a difference, each for a reason.
-const WITHOUT_EFFECT: [&str; 19] = [
+const WITHOUT_EFFECT: [&str; 21] = [
     // Names of extensions: the type decides.
     ".filters[].name",
     ".httpFilters[].name",
@@ -189,8 +195,10 @@ const WITHOUT_EFFECT: [&str; 19] = [
     ".typedConfig.emitFilterState",
     ".typedConfig.value.",
     "..ringHashLbConfig.",
-    // Read by tools, not by proxies.
+    // Idle, says the table.
     ".metadata.filterMetadata",
+    ".transportSocketMatches[].name",
+    ".loadAssignment.endpoints[].loadBalancingWeight",
     // Of a cluster inside the cluster of that name.
     ".loadAssignment.clusterName",
 ];
@@ -742,7 +750,13 @@ fn unknown_fields_are_noticed() {
     // Field 9999, a varint.
     bytes.extend([0xf8, 0xf0, 0x04, 0x01]);
     assert_eq!(decode(CLUSTER, &bytes, &mut cx).unwrap().name(), "c");
-    assert_eq!(cx.notices.unknown, ["#9999"]);
+    assert_eq!(cx.notices.unknown[0].path, "#9999");
+    cx.refuse_unknown = Some("the flag is set");
+    assert_eq!(
+        decode(CLUSTER, &bytes, &mut cx).unwrap_err().to_string(),
+        "#9999: Protobuf message (type envoy.config.cluster.v3.Cluster with unknown field set {9999}) has unknown fields; \
+         the flag is set"
+    );
 }
 
 /// Random bytes, and real messages with random damage: an error or a resource, never a panic.

@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc;
 use xds_client::{Kind as ResponseKind, Response, TypeUrl};
-use xds_protos::Descriptors;
 
 /// Distinct warnings that are logged; names in them come from a control plane, so there must be an end.
 const MAX_WARNED: usize = 1000;
@@ -246,30 +245,24 @@ impl Task {
                 format!("{kind} {name} is static: the bootstrap has it, a control plane cannot change it"),
             ));
         }
-        if self.reject_unknown_fields
-            && let Some(unknown) = Descriptors::shared()
-                .inspect(type_url.message_name(), bytes)
-                .and_then(|found| found.unknown_fields.into_iter().next())
-        {
-            return Err(ConfigError::new(
-                unknown.path,
-                "is an unknown field, and --reject-unknown-dynamic-fields is set",
-            ));
-        }
         let resource = config::decode(type_url.as_str(), bytes, &mut self.context);
         let mut notices = std::mem::take(&mut self.context.notices);
         if self.ignore_unknown_fields {
             notices.unknown.clear();
+            notices.more_unknown = 0;
         }
         self.stats.notices.count(&notices);
-        let unknown = notices.unknown.into_iter().map(|path| format!("{path}: is an unknown field"));
-        let warnings = notices.warnings.into_iter().map(|(path, meaning)| format!("{path}: {meaning}"));
-        self.noticed = warnings.chain(unknown).collect();
-        for line in &self.noticed {
-            if self.warned.len() < MAX_WARNED && self.warned.insert(line.clone()) {
+        let unknown = notices.unknown.into_iter().map(|unknown| format!("{}: is an unknown field", unknown.path));
+        let unknown: Vec<String> = unknown.collect();
+        // what differs in its count only is no other warning
+        let lines = notices.warnings.iter().map(|warning| format!("{}: {}", warning.path, warning.meaning));
+        for line in lines.chain(unknown.iter().cloned()) {
+            if self.warned.len() < MAX_WARNED && !self.warned.contains(&line) {
                 tracing::warn!("{} {name}: {line}", short_name(type_url));
+                self.warned.insert(line);
             }
         }
+        self.noticed = notices.warnings.iter().map(ToString::to_string).chain(unknown).collect();
         match resource? {
             Resource::Cluster(cluster) => self.services.clusters.add_or_update(cluster, true).map(|_| Taken::Held),
             Resource::Listener(listener) => self.listeners.add_or_update(listener, true).map(|_| Taken::Held),

@@ -89,9 +89,9 @@ impl Discovery {
             services: parts.services,
             assignments: parts.assignments,
             listeners: parts.listeners,
-            context: Context::with_runtime(parts.bootstrap.runtime.clone()),
+            context: Context::with_runtime(parts.bootstrap.runtime.clone())
+                .refusing_unknown(parts.reject_unknown_fields.then_some("--reject-unknown-dynamic-fields is set")),
             bootstrap: parts.bootstrap,
-            reject_unknown_fields: parts.reject_unknown_fields,
             ignore_unknown_fields: parts.ignore_unknown_fields,
             ledger: ledger.clone(),
             static_secrets: secrets,
@@ -164,7 +164,6 @@ struct Task {
     runtime: Arc<Runtime>,
     /// Runtime layers without a first answer: clusters are asked for when there are none.
     awaited_layers: HashSet<Arc<str>>,
-    reject_unknown_fields: bool,
     ignore_unknown_fields: bool,
     streams: Streams,
     ledger: Rc<RefCell<Ledger>>,

@@ -187,9 +187,9 @@ impl NoticeStats {
     }
 
     pub fn count(&self, notices: &Notices) {
-        self.unknown.add(notices.unknown.len() as u64);
-        self.warned.add(notices.warnings.len() as u64);
-        self.deprecated.add(notices.deprecated.len() as u64);
+        self.unknown.add((notices.unknown.len() + notices.more_unknown) as u64);
+        self.warned.add(notices.warned() as u64);
+        self.deprecated.add(notices.deprecated.iter().map(|field| field.count as u64).sum());
     }
 }
 

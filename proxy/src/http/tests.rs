@@ -26,7 +26,6 @@ fn hcm() -> HcmConfig {
         stat_prefix: "test".into(),
         codec: CodecType::Auto,
         routes: RouteSource::Inline(Arc::new(routes(Vec::new()))),
-        http_filters: Vec::new(),
         router: Some(RouterConfig::default()),
         access_log: Vec::new(),
         server_name: HeaderValue::from_static("envoy"),
@@ -148,8 +147,7 @@ fn cluster(name: &str, address: SocketAddr, protocol: UpstreamProtocol) -> Clust
         weight: 1,
         metadata: None,
     };
-    let locality =
-        LocalityEndpoints { locality: Locality::default(), priority: 0, weight: None, endpoints: vec![endpoint] };
+    let locality = LocalityEndpoints { locality: Locality::default(), priority: 0, endpoints: vec![endpoint] };
     let discovery = ClusterDiscovery::Static(LoadAssignment {
         cluster_name: name.into(),
         localities: vec![locality],
@@ -176,7 +174,7 @@ impl Proxy {
         let assignments = Arc::new(Store::new(Kind::Assignment, mpsc::unbounded_channel().0));
         let drain = Drain::root(Strategy::Immediate);
         let services = Arc::new(Services {
-            clusters: ClusterManager::new(registry.clone(), secrets.clone(), assignments, None),
+            clusters: ClusterManager::new(registry.clone(), secrets.clone(), assignments),
             registry,
             secrets,
             routes: Arc::new(Store::<RouteTable>::new(Kind::Route, mpsc::unbounded_channel().0)),

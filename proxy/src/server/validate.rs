@@ -60,7 +60,7 @@ impl Report {
         json!({
             "valid": self.problems.is_empty(),
             "problems": problems.map(|p| json!({ "path": p.path, "message": p.message, "kind": p.kind.name() })).collect::<Vec<_>>(),
-            "warnings": warnings.map(|w| json!({ "path": w.path, "meaning": w.meaning })).collect::<Vec<_>>(),
+            "warnings": warnings.map(|w| json!({ "path": w.of.path, "meaning": w.of.meaning, "count": w.of.count })).collect::<Vec<_>>(),
             "unknown_fields": self.notices.unknown_fields,
             "deprecated_fields": deprecated.map(|d| json!({ "path": d.path, "name": d.full_name })).collect::<Vec<_>>(),
         })
@@ -74,7 +74,7 @@ impl Report {
 fn bootstrap(input: Input, options: &Options) -> Report {
     let mut report = Report { problems: input.problems, notices: Notices::default() };
     report.notices.unknown_fields = input.unknown_fields;
-    let mut context = Context::default();
+    let mut context = load::context(options);
     let Checked { bootstrap, resources, problems } = config::check_bootstrap(&input.bytes, &mut context);
     report.problems.extend(problems.into_iter().flat_map(ConfigError::into_problems));
     report.notices.add(context.notices, &resources);
@@ -156,11 +156,6 @@ impl Build<'_> {
             if let Some(source) = source {
                 self.source(source, type_url, &format!("dynamic_resources.{field}"));
             }
-        }
-        if let Some(name) = &base.local_cluster
-            && !self.served.contains_key(name)
-        {
-            self.say("cluster_manager.local_cluster_name", format!("local cluster '{name}' must be defined"));
         }
     }
 
@@ -300,7 +295,7 @@ fn resources(node: Node, options: &Options) -> Report {
             let mut seen = HashSet::new();
             for (place, any) in config::resources_of(&parsed.bytes).into_iter().enumerate() {
                 let path = format!("resources[{place}]");
-                match resource(&any.type_url, &any.value, &services, &mut report.notices, &path) {
+                match resource(&any.type_url, &any.value, &services, options, &mut report.notices, &path) {
                     Ok(name) if seen.insert((any.type_url.clone(), name.clone())) => {}
                     Ok(name) => {
                         let kind = any.type_url.rsplit('.').next().unwrap_or_default();
@@ -327,7 +322,7 @@ impl Report {
             }
         };
         self.problems.iter_mut().for_each(|problem| cut(&mut problem.path));
-        self.notices.warnings.iter_mut().for_each(|warning| cut(&mut warning.path));
+        self.notices.warnings.iter_mut().for_each(|warning| cut(&mut warning.of.path));
         self.notices.deprecated_fields.iter_mut().for_each(|field| cut(&mut field.path));
         self.notices.unknown_fields.iter_mut().for_each(cut);
     }
@@ -338,15 +333,17 @@ fn resource(
     type_url: &str,
     bytes: &[u8],
     services: &Arc<Services>,
+    options: &Options,
     notices: &mut Notices,
     path: &str,
 ) -> Result<String, ConfigError> {
-    let mut context = Context::default();
+    let refuse_unknown = options.reject_unknown_dynamic_fields.then_some("--reject-unknown-dynamic-fields is set");
+    let mut context = Context::default().refusing_unknown(refuse_unknown);
     let decoded = config::decode(type_url, bytes, &mut context);
     let mut found = context.notices;
     let inside = |inner: &mut String| *inner = format!("{path}.{inner}");
-    found.warnings.iter_mut().for_each(|(path, _)| inside(path));
-    found.unknown.iter_mut().for_each(inside);
+    found.warnings.iter_mut().for_each(|warning| inside(&mut warning.path));
+    found.unknown.iter_mut().for_each(|unknown| inside(&mut unknown.path));
     found.deprecated.iter_mut().for_each(|field| inside(&mut field.path));
     notices.add(found, &StaticResources::default());
     let resource = decoded?;

@@ -263,11 +263,8 @@ mod tests {
         ));
         let cluster = cluster_with(assignment(vec![(0, vec![labelled, endpoint(2)])]), |_| {});
         let hosts: Vec<_> = cluster.endpoints().hosts().cloned().collect();
-        let istio = TransportMatch {
-            name: "tlsMode-istio".into(),
-            criteria: vec![("tlsMode".into(), "istio".into())],
-            transport: UpstreamTransport::Raw,
-        };
+        let istio =
+            TransportMatch { criteria: vec![("tlsMode".into(), "istio".into())], transport: UpstreamTransport::Raw };
         assert!(fulfils(&hosts[0].facts(), &istio) && !fulfils(&hosts[1].facts(), &istio));
         let any = TransportMatch { criteria: Vec::new(), ..istio };
         assert!(fulfils(&hosts[1].facts(), &any));

@@ -35,7 +35,6 @@ pub struct ClusterManager {
     registry: Registry,
     secrets: Arc<Secrets>,
     assignments: Arc<Store<LoadAssignment>>,
-    local_cluster: Option<Arc<str>>,
     resolvers: Resolvers,
     slot_ids: Arc<SlotIds>,
     state: Mutex<State>,
@@ -109,7 +108,6 @@ impl ClusterManager {
         registry: Registry,
         secrets: Arc<Secrets>,
         assignments: Arc<Store<LoadAssignment>>,
-        local_cluster: Option<Arc<str>>,
     ) -> Arc<ClusterManager> {
         let scope = registry.scope("cluster_manager.");
         let stats = ManagerStats {
@@ -127,7 +125,6 @@ impl ClusterManager {
             registry,
             secrets,
             assignments,
-            local_cluster,
             resolvers: Resolvers::default(),
             slot_ids: Arc::default(),
             state: Mutex::default(),
@@ -138,11 +135,6 @@ impl ClusterManager {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The cluster that this proxy itself is an endpoint of, as the bootstrap names it.
-    pub fn local_cluster(&self) -> Option<&Arc<str>> {
-        self.local_cluster.as_ref()
     }
 
     /// The slot of this name, made when it is new. Slots live as long as somebody holds them.
@@ -246,6 +238,12 @@ impl ClusterManager {
     /// Whether a cluster of this name is live or warming.
     pub fn has(&self, name: &str) -> bool {
         self.state().clusters.contains_key(name)
+    }
+
+    /// The name of a cluster that was probably meant.
+    pub fn nearest(&self, name: &str) -> Option<String> {
+        let state = self.state();
+        xds_protos::nearest(name, state.clusters.keys().map(|known| &**known)).map(str::to_owned)
     }
 
     /// Names of clusters that wait for something.

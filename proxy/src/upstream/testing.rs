@@ -27,12 +27,7 @@ pub(super) fn endpoint_at(address: SocketAddr) -> Endpoint {
 pub(super) fn assignment(priorities: Vec<(u32, Vec<Endpoint>)>) -> LoadAssignment {
     let localities = priorities
         .into_iter()
-        .map(|(priority, endpoints)| LocalityEndpoints {
-            locality: Locality::default(),
-            priority,
-            weight: None,
-            endpoints,
-        })
+        .map(|(priority, endpoints)| LocalityEndpoints { locality: Locality::default(), priority, endpoints })
         .collect();
     LoadAssignment { cluster_name: "c".into(), localities, overprovisioning_factor: 140 }
 }
@@ -47,7 +42,7 @@ pub(super) fn secrets() -> Arc<Secrets> {
 
 pub(super) fn manager() -> (Arc<ClusterManager>, Arc<Store<LoadAssignment>>) {
     let assignments = Arc::new(Store::new(Kind::Assignment, mpsc::unbounded_channel().0));
-    (ClusterManager::new(registry(), secrets(), Arc::clone(&assignments), None), assignments)
+    (ClusterManager::new(registry(), secrets(), Arc::clone(&assignments)), assignments)
 }
 
 /// A static cluster that belongs to no manager.

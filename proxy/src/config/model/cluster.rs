@@ -27,8 +27,6 @@ pub struct ClusterConfig {
     /// Updates of endpoints that change no member wait so long for others. `None`: they do not wait, which is what
     /// Envoy 1.40 does when nothing is configured, whatever its documentation says of a default.
     pub update_merge_window: Option<Duration>,
-    /// `metadata.filter_metadata`, by filter name.
-    pub metadata: Arc<BTreeMap<String, serde_json::Value>>,
     /// Hash of the message: an equal one is no update.
     pub hash: u64,
 }
@@ -51,7 +49,6 @@ impl ClusterConfig {
             panic_threshold: 50.0,
             close_connections_on_host_health_failure: false,
             update_merge_window: None,
-            metadata: Arc::default(),
             hash: 0,
         }
     }
@@ -104,7 +101,6 @@ pub enum DnsFamily {
 pub struct DnsLocality {
     pub locality: Locality,
     pub priority: u32,
-    pub weight: Option<u32>,
     /// Host (a name or an IP), port, and the endpoint as configured (its `address` is a placeholder).
     pub names: Vec<(Arc<str>, u16, Endpoint)>,
 }
@@ -136,7 +132,6 @@ pub struct LocalityEndpoints {
     pub locality: Locality,
     /// 0 is the highest.
     pub priority: u32,
-    pub weight: Option<u32>,
     pub endpoints: Vec<Endpoint>,
 }
 
@@ -248,7 +243,6 @@ pub enum UpstreamTransport {
 
 #[derive(Debug, Clone)]
 pub struct TransportMatch {
-    pub name: Arc<str>,
     pub criteria: Vec<(String, serde_json::Value)>,
     pub transport: UpstreamTransport,
 }

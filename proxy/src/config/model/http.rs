@@ -10,8 +10,6 @@ pub struct HcmConfig {
     pub stat_prefix: Arc<str>,
     pub codec: CodecType,
     pub routes: RouteSource,
-    /// Without the router, which `router` holds; in order.
-    pub http_filters: Vec<HttpFilterConfig>,
     /// `None`: no router filter; such a manager answers 404 to everything.
     pub router: Option<RouterConfig>,
     pub access_log: Vec<AccessLogConfig>,
@@ -70,11 +68,6 @@ pub enum RouteSource {
     Inline(Arc<RouteConfig>),
     Rds { name: Arc<str>, source: ConfigSource },
 }
-
-/// A filter other than the router. A filter is one of these once it exists as a file in `http/filters/`; the ones whose
-/// configuration has no effect (fault and cors without a policy) do not appear at all.
-#[derive(Debug, Clone)]
-pub enum HttpFilterConfig {}
 
 #[derive(Debug, Clone, Default)]
 pub struct RouterConfig {

@@ -12,8 +12,12 @@ use crate::http::upstream_stats::RouteStats;
 use crate::services::Services;
 use crate::upstream::ClusterSlot;
 use http::{HeaderMap, HeaderValue};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
+
+/// Unknown clusters for which the name is looked for that was probably meant: each costs a look at all names.
+const MAX_SUGGESTIONS: usize = 5;
 
 /// From this many routes on, exact paths are looked up by hash.
 const INDEX_FROM: usize = 8;
@@ -73,7 +77,9 @@ impl RouteTable {
     /// Duplicate domains, bad header formats; unknown clusters when `validate_clusters` is set.
     pub fn compile(config: Arc<RouteConfig>, services: &Arc<Services>) -> Result<Arc<RouteTable>, ConfigError> {
         let hosts = Hosts::compile(&config.virtual_hosts, config.ignore_port_in_host_matching);
-        let compiled = each_of("virtual_hosts", &config.virtual_hosts, |host| compile_host(host, &config, services));
+        let suggestions = Cell::new(MAX_SUGGESTIONS);
+        let compiled =
+            each_of("virtual_hosts", &config.virtual_hosts, |host| compile_host(host, &config, services, &suggestions));
         let (hosts, compiled) = both(hosts, compiled)?;
         Ok(Arc::new(RouteTable {
             compiled,
@@ -133,8 +139,9 @@ fn compile_host(
     host: &VirtualHost,
     config: &RouteConfig,
     services: &Arc<Services>,
+    suggestions: &Cell<usize>,
 ) -> Result<CompiledHost, ConfigError> {
-    let routes = each_of("routes", &host.routes, |route| compile_route(route, host, config, services))?;
+    let routes = each_of("routes", &host.routes, |route| compile_route(route, host, config, services, suggestions))?;
     Ok(CompiledHost {
         request_ops: request_ops(&host.request_headers)?,
         response_ops: response_ops(&host.response_headers)?,
@@ -161,10 +168,11 @@ fn compile_route(
     host: &VirtualHost,
     config: &RouteConfig,
     services: &Arc<Services>,
+    suggestions: &Cell<usize>,
 ) -> Result<CompiledRoute, ConfigError> {
     let (targets, expected_timeout) = match &route.action {
         RouteAction::Forward(forward) => (
-            targets(forward, config.validate_clusters, services).map_err(|e| e.inside("route"))?,
+            targets(forward, config.validate_clusters, services, suggestions).map_err(|e| e.inside("route"))?,
             expected_timeout(forward, host),
         ),
         RouteAction::Redirect(_) | RouteAction::Direct(_) => (Targets::Nowhere, None),
@@ -180,10 +188,22 @@ fn compile_route(
     })
 }
 
-fn targets(forward: &Forward, validate: bool, services: &Arc<Services>) -> Result<Targets, ConfigError> {
+fn targets(
+    forward: &Forward,
+    validate: bool,
+    services: &Arc<Services>,
+    suggestions: &Cell<usize>,
+) -> Result<Targets, ConfigError> {
     let bind = |name: &Arc<str>, field: &str, kind: &str| {
         if validate && !services.clusters.has(name) {
-            return Err(ConfigError::new(field, format!("route: unknown {kind} '{name}'")));
+            let near = match suggestions.get().checked_sub(1) {
+                Some(left) => {
+                    suggestions.set(left);
+                    services.clusters.nearest(name).map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default()
+                }
+                None => String::new(),
+            };
+            return Err(ConfigError::new(field, format!("route: unknown {kind} '{name}'{near}")));
         }
         Ok(services.clusters.slot(name))
     };
