@@ -112,7 +112,7 @@ fn patterns() -> Vec<Pattern> {
 
 /// The names that the fields of a message have in Rust: a oneof is one field.
 fn rust_names(message: Message) -> BTreeSet<String> {
-    message.fields().map(|field| rust_name(message, field)).collect()
+    message.fields().filter(|field| !field.is_added()).map(|field| rust_name(message, field)).collect()
 }
 
 fn rust_name(message: Message, field: Field) -> String {
@@ -120,6 +120,15 @@ fn rust_name(message: Message, field: Field) -> String {
     match field.oneof().and_then(|at| message.oneofs().nth(at)) {
         Some((oneof, _)) if !oneof.starts_with('_') => oneof.to_owned(),
         _ => field.name().to_owned(),
+    }
+}
+
+#[test]
+fn what_the_rust_types_lack_does_not_act() {
+    for answers in table().messages() {
+        for (field, answer) in answers.fields.iter().filter(|(field, _)| field.is_added()) {
+            assert!(!acts(*answer), "{}.{}", answers.message.name(), field.name());
+        }
     }
 }
 
