@@ -94,7 +94,7 @@ impl Descriptors {
     /// Reads a text into a message.
     ///
     /// # Errors
-    /// A syntax error alone, or every field that does not fit (up to 50).
+    /// A syntax error alone, or every field that does not fit.
     pub fn parse(
         &self,
         full_name: &str,
@@ -112,16 +112,22 @@ impl Descriptors {
     /// Reads a tree into a message.
     ///
     /// # Errors
-    /// Every field that does not fit (up to 50).
+    /// Every field that does not fit (10,000 at most).
     pub fn parse_node(
         &self,
         full_name: &str,
         node: &Node,
         options: ParseOptions<'_>,
     ) -> Result<Parsed, Vec<LoadError>> {
+        let (parsed, errors) = self.read_node(full_name, node, options);
+        if errors.is_empty() { Ok(parsed) } else { Err(errors) }
+    }
+
+    /// As [`Descriptors::parse_node`], with what could be read beside the errors: for those who look for further ones.
+    pub fn read_node(&self, full_name: &str, node: &Node, options: ParseOptions<'_>) -> (Parsed, Vec<LoadError>) {
         let fail = |found: String, expected: String| {
             let file = options.file.map(str::to_owned);
-            Err(vec![LoadError { file, found, expected, at: node.at, ..LoadError::default() }])
+            (Parsed::default(), vec![LoadError { file, found, expected, at: node.at, ..LoadError::default() }])
         };
         let Some(message) = Message::find(full_name) else {
             return fail(format!("the message type \"{full_name}\""), "a type that Envoy's API has".into());
@@ -133,7 +139,7 @@ impl Descriptors {
         let mut bytes = Vec::new();
         encoder.message(message, node, &mut bytes);
         let Encoder { unknown, deprecated, errors, .. } = encoder;
-        if errors.is_empty() { Ok(Parsed { bytes, unknown_fields: unknown, deprecated }) } else { Err(errors) }
+        (Parsed { bytes, unknown_fields: unknown, deprecated }, errors)
     }
 
     /// Reads a text into a message of a Rust type.

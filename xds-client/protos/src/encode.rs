@@ -13,8 +13,8 @@ use crate::table::{Enum, Field, FieldType, Message, Special};
 use crate::text;
 use crate::wire::{put_bytes, put_nested, put_tag, put_varint};
 
-/// Errors beyond this are not collected: nobody reads them, and each holds strings.
-const MAX_ERRORS: usize = 50;
+/// Errors beyond this are not collected: each holds strings, and a text may have as many as it has bytes.
+pub(crate) const MAX_ERRORS: usize = 10_000;
 
 /// One step of the path to a value.
 enum Step<'a> {
