@@ -17,8 +17,8 @@ pub use files::LogFiles;
 pub use flags::{Flag, ResponseFlags};
 pub use format::Formatter;
 
-use crate::config::ConfigError;
 use crate::config::model::{AccessLogConfig, AccessLogFormat};
+use crate::config::{ConfigError, both, each_of};
 use crate::net::{DownstreamPeer, LocalAddr, UpstreamAddr};
 use crate::tls::TlsInfo;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -264,8 +264,7 @@ impl AccessLogs {
     /// # Errors
     /// Unknown operators by name, files that cannot be opened; the path starts at the list (`[1].log_format`).
     pub fn compile(configs: &[AccessLogConfig], files: &Arc<LogFiles>) -> Result<AccessLogs, ConfigError> {
-        let log = |(at, config)| Log::compile(config, files).map_err(|e| e.inside(&format!("[{at}]")));
-        let logs = configs.iter().enumerate().map(log).collect::<Result<Vec<_>, _>>()?;
+        let logs = each_of("", configs, |config| Log::compile(config, files))?;
         let wanted = |from| {
             let mut wanted = Vec::new();
             for log in &logs {
@@ -315,7 +314,7 @@ impl AccessLogs {
 
 impl Log {
     fn compile(config: &AccessLogConfig, files: &LogFiles) -> Result<Log, ConfigError> {
-        let filter = config.filter.as_ref().map(Filter::compile).transpose().map_err(|e| e.inside("filter"))?;
+        let filter = config.filter.as_ref().map(Filter::compile).transpose().map_err(|e| e.inside("filter"));
         let format = match &config.format {
             AccessLogFormat::Default => Formatter::compile(DEFAULT_FORMAT).map(Format::Text),
             AccessLogFormat::Text { format, omit_empty } => Formatter::compile(format)
@@ -325,7 +324,9 @@ impl Log {
                 .map(Format::Json)
                 .map_err(|e| e.inside("log_format.json_format")),
         };
-        Ok(Log { filter, format: format?, file: files.open(&config.sink)? })
+        let file = files.open(&config.sink).map_err(|e| e.inside("typed_config"));
+        let (filter, (format, file)) = both(filter, both(format.map_err(|e| e.inside("typed_config")), file))?;
+        Ok(Log { filter, format, file })
     }
 
     fn headers(&self, from: Headers, wanted: &mut Vec<HeaderName>) {

@@ -202,7 +202,10 @@ fn an_error_names_the_log_and_the_key() {
     let config = config(AccessLogFormat::Json { format, omit_empty: false }, "/dev/null".as_ref(), None);
     let files = LogFiles::new(Duration::from_secs(10));
     let error = AccessLogs::compile(&[config], &files).err().expect("refused");
-    assert_eq!(error.to_string(), "[0].log_format.json_format.a.b: Not supported field in StreamInfo: FOO");
+    assert_eq!(
+        error.to_string(),
+        "[0].typed_config.log_format.json_format.a.b: Not supported field in StreamInfo: FOO"
+    );
 }
 
 #[test]

@@ -54,6 +54,9 @@ fn access_log(message: accesslog::AccessLog, cx: &mut Context) -> Result<Option<
             }
         })
     })?;
+    if logger.is_none() {
+        cx.leave_out();
+    }
     Ok(logger.map(|(sink, format)| AccessLogConfig { filter, sink, format }))
 }
 

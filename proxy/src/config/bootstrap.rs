@@ -16,7 +16,8 @@ use super::source::{api_config_source, json_object, optional_source};
 use crate::runtime::{DiskLayer, Layer, LayerSource, Runtime, Values};
 use crate::stats::{check_tag_regex, is_default_tag};
 use serde_json::Value as Json;
-use std::path::PathBuf;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use xds_protos::pb::xds::core::v3::ContextParams;
@@ -82,33 +83,42 @@ pub(super) fn bootstrap(
         None => node_message.as_ref().map(|node| node.cluster.clone()).unwrap_or_default(),
     };
     // Runtime first: what follows asks for its values.
-    let (layers, rtds) =
-        cx.at("layered_runtime", |cx| runtime(layered_runtime.unwrap_or_default(), &service_cluster, cx))?;
+    let (layers, rtds) = {
+        let read = cx.at("layered_runtime", |cx| runtime(layered_runtime.unwrap_or_default(), &service_cluster, cx));
+        cx.part(read)
+    };
     cx.runtime = Arc::new(Runtime::new(layers));
 
     let bootstrap::bootstrap::DeferredStatOptions { enable_deferred_creation_stats: _ } =
         deferred_stat_options.unwrap_or_default();
-    cx.each("stats_sinks", stats_sinks, stats_sink)?;
+    let sinks = cx.each("stats_sinks", stats_sinks, stats_sink);
+    cx.part(sinks);
 
     *resources = checked::convert(static_resources.unwrap_or_default(), cx);
-    let dynamic = cx.at("dynamic_resources", |cx| dynamic_resources_of(dynamic_resources.unwrap_or_default(), cx))?;
+    let dynamic = dynamic_resources.unwrap_or_default();
+    let dynamic = cx.at("dynamic_resources", |cx| dynamic_resources_of(dynamic, cx));
+    let dynamic = cx.part(dynamic);
+    let admin = admin.map(|message| cx.at("admin", |cx| admin_config(message, cx))).transpose();
+    let stats = cx.at("stats_config", |cx| stats_config(stats_message.unwrap_or_default(), cx));
+    let log_format = log_format(application_log_config, cx);
+    let log_format = cx.part(log_format);
     let local_cluster = local_cluster(cluster_manager.unwrap_or_default());
     Ok(Bootstrap {
         node: node(node_message.unwrap_or_default()),
-        admin: admin.map(|message| cx.at("admin", |cx| admin_config(message, cx))).transpose()?.flatten(),
+        admin: cx.part(admin).flatten(),
         clusters: resources.clusters.iter().map(|(_, cluster)| cluster.clone()).collect(),
         listeners: resources.listeners.iter().map(|(_, listener)| listener.clone()).collect(),
         secrets: resources.secrets.iter().map(|(_, secret)| secret.clone()).collect(),
         ads: dynamic.ads,
         cds: dynamic.cds,
         lds: dynamic.lds,
-        stats: cx.at("stats_config", |cx| stats_config(stats_message.unwrap_or_default(), cx))?,
+        stats: stats?,
         stats_flush_interval: cx
             .positive("stats_flush_interval", stats_flush_interval)?
             .unwrap_or(STATS_FLUSH_INTERVAL),
         runtime: cx.runtime.clone(),
         rtds,
-        log_format: log_format(application_log_config, cx)?,
+        log_format,
         local_cluster,
     })
 }
@@ -157,6 +167,7 @@ fn stats_sink(message: metrics::StatsSink, cx: &mut Context) -> Result<()> {
     cx.extension(&name, &kind).map(drop)
 }
 
+#[derive(Default)]
 struct Dynamic {
     ads: Option<Arc<super::model::ApiConfigSource>>,
     cds: Option<ConfigSource>,
@@ -171,14 +182,10 @@ fn dynamic_resources_of(message: bootstrap::bootstrap::DynamicResources, cx: &mu
         cds_resources_locator: _,
         ads_config,
     } = message;
-    Ok(Dynamic {
-        ads: ads_config
-            .map(|message| cx.at("ads_config", |cx| api_config_source(message, cx)))
-            .transpose()?
-            .map(Arc::new),
-        cds: optional_source(cds_config, "cds_config", cx)?,
-        lds: optional_source(lds_config, "lds_config", cx)?,
-    })
+    let ads = ads_config.map(|message| cx.at("ads_config", |cx| api_config_source(message, cx))).transpose();
+    let cds = optional_source(cds_config, "cds_config", cx);
+    let lds = optional_source(lds_config, "lds_config", cx);
+    Ok(Dynamic { ads: cx.part(ads).map(Arc::new), cds: cx.part(cds), lds: cx.part(lds) })
 }
 
 fn local_cluster(message: bootstrap::ClusterManager) -> Option<Arc<str>> {
@@ -202,14 +209,20 @@ fn admin_config(message: bootstrap::Admin, cx: &mut Context) -> Result<Option<Ad
         ignore_global_conn_limit: _,
         allow_paths: _,
     } = message;
+    let mut access_log = access_logs(access_log, "access_log", cx)?;
+    if !access_log_path.is_empty() {
+        // Where it is served, the file is opened; a folder that is not there would end that.
+        let folder = cx.resolve(&access_log_path).parent().map(Path::to_owned).unwrap_or_default();
+        if !folder.as_os_str().is_empty() && !folder.is_dir() {
+            let message = format!("unable to open file '{access_log_path}': No such file or directory");
+            cx.record_all([cx.error_at("access_log_path", message)]);
+        }
+        let sink = AccessLogSink::File(cx.resolve(&access_log_path));
+        access_log.push(AccessLogConfig { filter: None, sink, format: AccessLogFormat::Default });
+    }
     // Without an address there is no admin interface, and nothing else of this message matters.
     if admin_address.is_none() {
         return Ok(None);
-    }
-    let mut access_log = access_logs(access_log, "access_log", cx)?;
-    if !access_log_path.is_empty() {
-        let sink = AccessLogSink::File(cx.resolve(&access_log_path));
-        access_log.push(AccessLogConfig { filter: None, sink, format: AccessLogFormat::Default });
     }
     Ok(Some(AdminConfig { address: address(admin_address, "address", cx)?, access_log }))
 }
@@ -221,13 +234,19 @@ fn runtime(message: bootstrap::LayeredRuntime, service_cluster: &str, cx: &mut C
     use bootstrap::runtime_layer::{AdminLayer, LayerSpecifier, RtdsLayer};
     let bootstrap::LayeredRuntime { layers } = message;
     let mut rtds = Vec::new();
+    let mut names = HashSet::new();
     let mut layers = cx.each("layers", layers, |layer, cx| {
         let bootstrap::RuntimeLayer { name, layer_specifier } = layer;
         let name = cx.non_empty("name", name)?;
+        if !names.insert(name.clone()) {
+            cx.record_all([cx.error_at("name", format!("Duplicate layer name: {name}"))]);
+        }
         let source = match cx.required("layer_specifier", layer_specifier)? {
             LayerSpecifier::StaticLayer(fields) => LayerSource::Static(cx.at("static_layer", |cx| flat(&fields, cx))?),
             LayerSpecifier::AdminLayer(AdminLayer {}) => LayerSource::Admin,
-            LayerSpecifier::DiskLayer(layer) => LayerSource::Disk(disk_layer(layer, service_cluster, cx)),
+            LayerSpecifier::DiskLayer(layer) => {
+                LayerSource::Disk(cx.at("disk_layer", |cx| disk_layer(layer, service_cluster, cx)))
+            }
             LayerSpecifier::RtdsLayer(layer) => cx.at("rtds_layer", |cx| {
                 let RtdsLayer { name, rtds_config } = layer;
                 let name = cx.non_empty("name", name)?;
@@ -251,13 +270,23 @@ fn runtime(message: bootstrap::LayeredRuntime, service_cluster: &str, cx: &mut C
     Ok((layers, rtds))
 }
 
-fn disk_layer(message: bootstrap::runtime_layer::DiskLayer, service_cluster: &str, cx: &Context) -> DiskLayer {
+fn disk_layer(message: bootstrap::runtime_layer::DiskLayer, service_cluster: &str, cx: &mut Context) -> DiskLayer {
     let bootstrap::runtime_layer::DiskLayer { symlink_root, subdirectory, append_service_cluster } = message;
+    // The link itself may come later; the folder that it stands in is watched from the start.
+    let root = cx.resolve(&symlink_root);
+    if !symlink_root.contains('/') {
+        cx.record_all([
+            cx.error_at("symlink_root", format!("invalid file path {symlink_root}, expected one with a folder"))
+        ]);
+    } else if !root.parent().is_none_or(Path::is_dir) {
+        let message = format!("unable to add filesystem watch for file {symlink_root}: No such file or directory");
+        cx.record_all([cx.error_at("symlink_root", message)]);
+    }
     let mut subdirectory = PathBuf::from(subdirectory);
     if append_service_cluster {
         subdirectory.push(service_cluster);
     }
-    DiskLayer { symlink_root: cx.resolve(&symlink_root), subdirectory }
+    DiskLayer { symlink_root: root, subdirectory }
 }
 
 /// `envoy.service.runtime.v3.Runtime`: the values of an RTDS layer.
@@ -305,6 +334,13 @@ fn log_format(message: Option<bootstrap::bootstrap::ApplicationLogConfig>, cx: &
         Some(Kind::TextFormat(text)) => Ok(Some(LogFormat::Text(text))),
         Some(Kind::JsonFormat(fields)) => {
             let fields = json_object(&fields).into_iter().map(|(name, value)| match value {
+                Json::String(format) if format.contains("%v") || format.contains("%_") => {
+                    let found = if format.contains("%v") { "%v" } else { "%_" };
+                    Err(cx.error_at(
+                        &format!("application_log_config.log_format.json_format.{name}"),
+                        format!("Usage of {found} is unavailable for JSON log formats"),
+                    ))
+                }
                 Json::String(format) => Ok((name, format)),
                 other => Err(cx.error_at(
                     &format!("application_log_config.log_format.json_format.{name}"),

@@ -10,7 +10,7 @@ use super::load_balancing;
 use super::matcher::percent;
 use super::model::{
     BindConfig, ClusterConfig, ClusterDiscovery, LbPolicy, LoadAssignment, Priority, TcpKeepalive, Thresholds,
-    TransportMatch, UpstreamTransport,
+    TransportMatch, UpstreamProtocol, UpstreamTransport,
 };
 use super::pb::{cluster, core, extensions, google};
 use super::source::{config_source, json_object, metadata};
@@ -81,6 +81,8 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         lb_config,
     } = message;
     let name: Arc<str> = cx.non_empty("name", name)?.into();
+    let nowhere =
+        || ClusterDiscovery::Static(LoadAssignment { cluster_name: name.clone(), ..LoadAssignment::default() });
 
     // A cluster has one set of endpoints.
     let cluster::cluster::LbSubsetConfig {
@@ -93,14 +95,16 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         list_as_any: _,
         metadata_fallback_policy: _,
     } = lb_subset_config.unwrap_or_default();
-    cx.each("filters", filters, upstream_network_filter)?;
+    let filters = cx.each("filters", filters, upstream_network_filter);
+    cx.part(filters);
 
     let connect_timeout = cx.positive("connect_timeout", connect_timeout)?.unwrap_or(CONNECT_TIMEOUT);
     let dns = DnsFields { refresh_rate: dns_refresh_rate, respect_ttl: respect_dns_ttl, family: dns_lookup_family };
     let is_original_dst_config = matches!(lb_config, Some(cluster::cluster::LbConfig::OriginalDstLbConfig(_)));
     let port_override = match &lb_config {
         Some(cluster::cluster::LbConfig::OriginalDstLbConfig(config)) => {
-            cx.at("original_dst_lb_config", |cx| original_dst(config.clone(), cx))?
+            let read = cx.at("original_dst_lb_config", |cx| original_dst(config.clone(), cx));
+            cx.part(read)
         }
         _ => None,
     };
@@ -113,22 +117,38 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         port_override,
         cleanup_interval: cx.positive("cleanup_interval", cleanup_interval)?.unwrap_or(CLEANUP_INTERVAL),
     };
-    let discovery = discovery(source, cx)?;
+    let found = discovery(source, cx);
+    let discovery_is_known = found.is_ok();
+    let discovery = cx.part_or(found, nowhere);
 
     let policy = cx.enumeration("lb_policy", lb_policy)?;
+    let by_enum = policy;
     let lb = match load_balancing_policy {
-        Some(list) => cx.at("load_balancing_policy", |cx| load_balancing::by_list(list, cx))?,
-        None => load_balancing::by_enum(policy, lb_config.filter(|_| !is_original_dst_config), cx)?,
+        Some(list) => cx.at("load_balancing_policy", |cx| load_balancing::by_list(list, cx)),
+        None => load_balancing::by_enum(policy, lb_config.filter(|_| !is_original_dst_config), cx),
     };
     let is_original_dst = matches!(discovery, ClusterDiscovery::OriginalDst { .. });
-    if is_original_dst != (lb == LbPolicy::ClusterProvided) {
-        return Err(cx.error_at(
-            "lb_policy",
-            "CLUSTER_PROVIDED is for clusters of type ORIGINAL_DST, and those take no other policy",
-        ));
+    match &lb {
+        Ok(lb) if discovery_is_known && is_original_dst != (*lb == LbPolicy::ClusterProvided) => {
+            cx.record_all([cx.error_at(
+                "lb_policy",
+                "CLUSTER_PROVIDED is for clusters of type ORIGINAL_DST, and those take no other policy",
+            )]);
+        }
+        Ok(_) if is_original_dst && by_enum != cluster::cluster::LbPolicy::ClusterProvided => {
+            let found = by_enum.as_str_name();
+            cx.record_all([cx.error_at(
+                "lb_policy",
+                format!(
+                    "LB policy {found} is not valid for Cluster type ORIGINAL_DST. Only 'CLUSTER_PROVIDED' is allowed"
+                ),
+            )]);
+        }
+        _ => {}
     }
-    let (panic_threshold, update_merge_window) =
-        cx.at("common_lb_config", |cx| common_lb(common_lb_config.unwrap_or_default(), cx))?;
+    let lb = cx.part_or(lb, || LbPolicy::RoundRobin);
+    let common = cx.at("common_lb_config", |cx| common_lb(common_lb_config.unwrap_or_default(), cx));
+    let (panic_threshold, update_merge_window) = cx.part(common);
 
     let use_downstream_protocol = cx
         .enumeration::<cluster::cluster::ClusterProtocolSelection>("protocol_selection", protocol_selection)?
@@ -141,20 +161,35 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         max_requests_per_connection,
         use_downstream_protocol,
     };
+    let http = upstream_http(typed_extension_protocol_options, deprecated, cx);
+    let breakers = cx.at("circuit_breakers", |cx| breakers(circuit_breakers.unwrap_or_default(), cx));
+    let transport = upstream_transport(transport_socket, cx);
+    let matches = cx.each("transport_socket_matches", transport_socket_matches, transport_match);
+    let bind = upstream_bind_config.map(|message| cx.at("upstream_bind_config", |cx| bind_config(message, cx)));
+    let bind = cx.part(bind.transpose()).flatten();
+    // what has problems of its own is not also without ALPN
+    let has_alpn = !matches!(&transport, Ok(UpstreamTransport::Raw));
+    let transport = cx.part_or(transport, || UpstreamTransport::Raw);
+    let transport_matches = cx.part(matches);
+    let circuit_breakers = cx.part(breakers);
+    let http = http?;
+    let all_have_alpn =
+        transport_matches.iter().all(|m: &TransportMatch| !matches!(m.transport, UpstreamTransport::Raw));
+    if http.protocol == UpstreamProtocol::Auto && !(has_alpn && all_have_alpn) {
+        let message = format!("ALPN configured for cluster {name} which has a non-ALPN transport socket");
+        cx.record_all([cx.error_at("transport_socket", message)]);
+    }
     Ok(ClusterConfig {
         stat_name: if alt_stat_name.is_empty() { name.clone() } else { alt_stat_name.into() },
         name,
         discovery,
         connect_timeout,
         lb,
-        http: upstream_http(typed_extension_protocol_options, deprecated, cx)?,
-        circuit_breakers: cx.at("circuit_breakers", |cx| breakers(circuit_breakers.unwrap_or_default(), cx))?,
-        transport: upstream_transport(transport_socket, cx)?,
-        transport_matches: cx.each("transport_socket_matches", transport_socket_matches, transport_match)?,
-        bind: upstream_bind_config
-            .map(|message| cx.at("upstream_bind_config", |cx| bind_config(message, cx)))
-            .transpose()?
-            .flatten(),
+        http,
+        circuit_breakers,
+        transport,
+        transport_matches,
+        bind,
         tcp_keepalive: connection_options(upstream_connection_options.unwrap_or_default()),
         panic_threshold,
         update_merge_window,
@@ -383,8 +418,18 @@ fn bind_config(message: core::BindConfig, cx: &mut Context) -> Result<Option<Bin
         validate_network_namespaces: _,
     } = message;
     let mut sources = Vec::new();
+    if !extra_source_addresses.is_empty() && !additional_source_addresses.is_empty() {
+        let message = "Can't specify both `extra_source_addresses` and `additional_source_addresses`";
+        cx.record_all([cx.error_at("additional_source_addresses", message)]);
+    }
+    let has_more = !extra_source_addresses.is_empty() || !additional_source_addresses.is_empty();
+    if has_more && source_address.is_none() {
+        let message = "is missing: there are extra/additional source addresses but no source_address";
+        cx.record_all([cx.error_at("source_address", message)]);
+    }
     if let Some(address) = source_address {
-        sources.push(cx.at("source_address", |cx| socket_address(address, cx))?);
+        let address = cx.at("source_address", |cx| socket_address(address, cx));
+        sources.extend(cx.part(address.map(Some)));
     }
     sources.extend(cx.each("extra_source_addresses", extra_source_addresses, |extra, cx| {
         let core::ExtraSourceAddress { address, socket_options: _ } = extra;
@@ -392,6 +437,11 @@ fn bind_config(message: core::BindConfig, cx: &mut Context) -> Result<Option<Bin
         cx.at("address", |cx| socket_address(address, cx))
     })?);
     sources.extend(cx.each("additional_source_addresses", additional_source_addresses, socket_address)?);
+    // A connection takes the first address of its endpoint's family, so more than one other would never be used.
+    if has_more && (sources.len() > 2 || matches!(sources.as_slice(), [a, b] if a.is_ipv4() == b.is_ipv4())) {
+        let message = "source_address and one more of the other IP version are expected, no further ones";
+        cx.record_all([cx.error(message)]);
+    }
     Ok((!sources.is_empty()).then(|| BindConfig { sources, freebind: freebind.is_some_and(|v| v.value) }))
 }
 

@@ -22,6 +22,14 @@ const MAX_DURATION_SECONDS: i64 = 315_576_000_000;
 /// Problems that are kept of one conversion: a push may have as many as it has bytes.
 const MAX_PROBLEMS: usize = 10_000;
 
+/// What a secret is for; those of different kinds may share a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum SecretSort {
+    Certificate,
+    Validation,
+    Other,
+}
+
 /// State of one conversion. Make one per resource, or take `notices` out between two.
 #[derive(Debug, Default)]
 pub struct Context {
@@ -33,10 +41,14 @@ pub struct Context {
     pub runtime: Arc<Runtime>,
     /// `--service-cluster`, which goes before the node's cluster.
     pub service_cluster: Option<String>,
+    /// The secrets of the bootstrap by kind and name, where they are known.
+    pub(super) static_secrets: Option<HashSet<(SecretSort, String)>>,
     /// A field without effect refuses the resource instead of being noticed.
     pub reject_unsupported: bool,
     path: String,
     problems: RefCell<Vec<ConfigError>>,
+    /// Elements of lists that were left out, by path: those behind them have moved up.
+    left_out: Vec<String>,
 }
 
 impl Context {
@@ -76,7 +88,12 @@ impl Context {
                 cx.path.truncate(outer);
                 match converted {
                     Ok(item) => done.push(item),
-                    Err(error) => failed = Some(error),
+                    Err(error) => {
+                        let _ = write!(cx.path, "[{i}]");
+                        cx.leave_out();
+                        cx.path.truncate(outer);
+                        failed = Some(error);
+                    }
                 }
             }
             match failed {
@@ -86,6 +103,32 @@ impl Context {
                     Ok(done)
                 }
             }
+        })
+    }
+
+    /// Notes that the element of a list that is being converted has no place in the model.
+    pub(super) fn leave_out(&mut self) {
+        if self.left_out.len() < MAX_PROBLEMS {
+            self.left_out.push(self.path.clone());
+        }
+    }
+
+    /// The elements that were left out so far.
+    pub(super) fn take_left_out(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.left_out)
+    }
+
+    /// The outcome of one part of a message. What ended it is recorded, and conversion of the rest goes on with the
+    /// default, which nobody gets to see: [`finish`](Self::finish) refuses the resource.
+    pub(super) fn part<T: Default>(&self, outcome: Result<T>) -> T {
+        self.part_or(outcome, T::default)
+    }
+
+    /// As [`part`](Self::part), where the type has no default.
+    pub(super) fn part_or<T>(&self, outcome: Result<T>, harmless: impl FnOnce() -> T) -> T {
+        outcome.unwrap_or_else(|error| {
+            self.record_all([error]);
+            harmless()
         })
     }
 
@@ -99,15 +142,14 @@ impl Context {
         }
     }
 
-    /// What came of a conversion that has no problem at all; otherwise they are recorded.
-    pub(super) fn whole<T>(&mut self, convert: impl FnOnce(&mut Context) -> Result<T>) -> Option<T> {
+    /// What came of a conversion, and whether it has no problem at all; they are recorded.
+    pub(super) fn as_far<T>(&mut self, convert: impl FnOnce(&mut Context) -> Result<T>) -> (Option<T>, bool) {
         let before = self.problems.get_mut().len();
         match convert(self) {
-            Ok(value) if self.problems.get_mut().len() == before && before < MAX_PROBLEMS => Some(value),
-            Ok(_) => None,
+            Ok(value) => (Some(value), self.problems.get_mut().len() == before && before < MAX_PROBLEMS),
             Err(error) => {
                 self.record_all([error]);
-                None
+                (None, false)
             }
         }
     }

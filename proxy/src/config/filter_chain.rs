@@ -42,17 +42,21 @@ pub(super) fn filter_chain(message: listener::FilterChain, cx: &mut Context) -> 
             }
             other => Ok(other),
         }
-    })?;
+    });
+    let filters = cx.part(filters);
+    let matcher = cx.at("filter_chain_match", |cx| chain_match(filter_chain_match.unwrap_or_default(), cx));
+    let transport = downstream_transport(transport_socket, cx);
     Ok(FilterChainConfig {
         name: name.into(),
-        matcher: cx.at("filter_chain_match", |cx| chain_match(filter_chain_match.unwrap_or_default(), cx))?,
-        transport: downstream_transport(transport_socket, cx)?,
+        matcher: cx.part(matcher),
+        transport: cx.part_or(transport, || DownstreamTransport::Raw),
         transport_connect_timeout: cx.timeout(
             "transport_socket_connect_timeout",
             transport_socket_connect_timeout,
             None,
         )?,
         filters: filters.into_iter().flatten().collect(),
+        terminal: count.saturating_sub(1),
         hash,
     })
 }

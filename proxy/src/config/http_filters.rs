@@ -31,11 +31,16 @@ pub(super) fn http_filters(messages: Vec<hcm::HttpFilter>, cx: &mut Context) -> 
     let count = messages.len();
     let mut at = 0;
     let mut last = String::new();
+    let mut known = true;
     let routers = cx.each("http_filters", messages, |message, cx| {
         at += 1;
+        // what is wrong with the last one is another problem than that it is no router
+        known = at < count;
         let hcm::HttpFilter { name, is_optional, disabled, config_type } = message;
         last.clone_from(&name);
-        match fate(&name, is_optional, disabled, config_type, cx)? {
+        let fate = fate(&name, is_optional, disabled, config_type, cx)?;
+        known = true;
+        match fate {
             Fate::Router(_) if at < count => Err(cx.error(format!(
                 "terminal filter named {name} of type envoy.filters.http.router must be the last filter in a http filter chain"
             ))),
@@ -48,7 +53,7 @@ pub(super) fn http_filters(messages: Vec<hcm::HttpFilter>, cx: &mut Context) -> 
         }
     })?;
     let router = routers.into_iter().flatten().next();
-    if router.is_none() && count > 0 {
+    if router.is_none() && count > 0 && known {
         return Err(cx.error_at(
             "http_filters",
             format!("non-terminal filter named {last} is the last filter in a http filter chain, expected the router"),

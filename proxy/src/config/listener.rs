@@ -11,7 +11,9 @@ use super::model::{
 };
 use super::pb::{core, extensions, google, listener, types};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Envoy's defaults (`Listener` in the API reference).
@@ -67,23 +69,35 @@ pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<
     } = message;
     // It does nothing by itself, and what would read it has its own answer.
     drop(metadata);
-    let (address, ipv4_compat) = bound_address(listener_address, cx)?;
+    let bound = bound_address(listener_address, cx);
+    let (address, ipv4_compat) =
+        cx.part_or(bound, || (Address::Socket((std::net::Ipv4Addr::UNSPECIFIED, 0).into()), false));
     let bind_to_port = match (bind_to_port, deprecated_v1) {
         (Some(set), _) => set.value,
         (None, Some(DeprecatedV1 { bind_to_port: Some(set) })) => set.value,
         (None, _) => true,
     };
-    let filter_chains = cx.each("filter_chains", filter_chains, filter_chain)?;
-    let default_filter_chain =
-        default_filter_chain.map(|chain| cx.at("default_filter_chain", |cx| filter_chain(chain, cx))).transpose()?;
     if filter_chains.is_empty() && default_filter_chain.is_none() {
-        return Err(cx.error_at("filter_chains", "no filter chains specified"));
+        cx.record_all([cx.error_at("filter_chains", "no filter chains specified")]);
     }
-    distinct_matches(&filter_chains, cx)?;
+    let mut at = 0..;
+    let filter_chains = cx.each("filter_chains", filter_chains, |chain, cx| {
+        let at = at.next();
+        Ok((at.unwrap_or(0), filter_chain(chain, cx)?))
+    });
+    let filter_chains = cx.part(filter_chains);
+    distinct_matches(&filter_chains, cx);
+    let filter_chains = filter_chains.into_iter().map(|(_, chain)| chain).collect();
+    let default_filter_chain =
+        default_filter_chain.map(|chain| cx.at("default_filter_chain", |cx| filter_chain(chain, cx))).transpose();
+    let default_filter_chain = cx.part(default_filter_chain);
+    let additional_addresses = cx.each("additional_addresses", additional_addresses, additional_address);
+    let listener_filters = cx.each("listener_filters", listener_filters, listener_filter);
+    let access_log = access_logs(access_log, "access_log", cx);
     Ok(ListenerConfig {
         name: if name.is_empty() { address.to_string().into() } else { name.into() },
         address,
-        additional_addresses: cx.each("additional_addresses", additional_addresses, additional_address)?,
+        additional_addresses: cx.part(additional_addresses),
         stat_prefix: (!stat_prefix.is_empty()).then(|| stat_prefix.into()),
         traffic_direction: match cx.enumeration("traffic_direction", traffic_direction)? {
             core::TrafficDirection::Unspecified => TrafficDirection::Unspecified,
@@ -99,7 +113,7 @@ pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<
         tcp_backlog: tcp_backlog_size.map_or(BACKLOG, |v| v.value),
         max_accepts_per_event: max_connections_to_accept_per_socket_event.map_or(0, |v| v.value),
         tcp_fast_open_queue_length: tcp_fast_open_queue_length.map(|v| v.value),
-        listener_filters: cx.each("listener_filters", listener_filters, listener_filter)?,
+        listener_filters: cx.part(listener_filters),
         listener_filters_timeout: cx.timeout(
             "listener_filters_timeout",
             listener_filters_timeout,
@@ -109,7 +123,7 @@ pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<
         filter_chains,
         default_filter_chain,
         per_connection_buffer_limit_bytes: per_connection_buffer_limit_bytes.map_or(BUFFER_LIMIT, |v| v.value),
-        access_log: access_logs(access_log, "access_log", cx)?,
+        access_log: cx.part(access_log),
         drain_modify_only: cx.enumeration::<DrainType>("drain_type", drain_type)? == DrainType::ModifyOnly,
         shell_hash,
     })
@@ -139,7 +153,7 @@ fn bound_address(message: Option<core::Address>, cx: &mut Context) -> Result<(Ad
 
 fn additional_address(message: listener::AdditionalAddress, cx: &mut Context) -> Result<Address> {
     let listener::AdditionalAddress { address: message, socket_options: _, tcp_keepalive: _ } = message;
-    let bound = address(message, "address", cx)?;
+    let (bound, _) = bound_address(message, cx)?;
     match bound {
         Address::Socket(_) => Ok(bound),
         other @ Address::Pipe { .. } => {
@@ -149,17 +163,18 @@ fn additional_address(message: listener::AdditionalAddress, cx: &mut Context) ->
 }
 
 /// Two chains with the same rules could never both be chosen.
-fn distinct_matches(chains: &[FilterChainConfig], cx: &Context) -> Result<()> {
-    let mut seen = HashMap::new();
-    for (i, chain) in chains.iter().enumerate() {
-        if let Some(twin) = seen.insert(&chain.matcher, &chain.name) {
-            return Err(cx.error_at(
-                &format!("filter_chains[{i}]"),
-                format!("filter chain '{}' has the same matching rules defined as '{twin}'", chain.name),
-            ));
+fn distinct_matches(chains: &[(usize, FilterChainConfig)], cx: &Context) {
+    let mut seen: HashMap<_, &Arc<str>> = HashMap::new();
+    for (at, chain) in chains {
+        match seen.entry(&chain.matcher) {
+            Entry::Vacant(place) => drop(place.insert(&chain.name)),
+            Entry::Occupied(twin) => {
+                let message =
+                    format!("filter chain '{}' has the same matching rules defined as '{}'", chain.name, twin.get());
+                cx.record_all([cx.error_at(&format!("filter_chains[{at}].filter_chain_match"), message)]);
+            }
         }
     }
-    Ok(())
 }
 
 fn listener_filter(message: listener::ListenerFilter, cx: &mut Context) -> Result<ListenerFilterConfig> {

@@ -30,6 +30,7 @@ mod listener;
 mod load_balancing;
 mod matcher;
 mod pb;
+mod re2;
 mod retry;
 mod route;
 mod route_action;
@@ -46,6 +47,7 @@ mod tests;
 pub use checked::{StaticResources, resources_of};
 pub use context::Context;
 pub use error::{ConfigError, Notices, ProblemKind, both, each_of};
+pub use matcher::check_regex;
 pub use static_resources::static_resources;
 
 /// Converts a matcher of strings that stands in no resource.
@@ -116,7 +118,10 @@ pub fn decode(type_url: &str, bytes: &[u8], cx: &mut Context) -> Result<Resource
         ROUTE => route(any::decode(bytes, cx)?, cx).map(|r| Resource::Route(Arc::new(r))),
         ASSIGNMENT => assignment(any::decode(bytes, cx)?, cx).map(|a| Resource::Assignment(Arc::new(a))),
         SECRET => secret(any::decode(bytes, cx)?, cx).map(|s| Resource::Secret(Arc::new(s))),
-        RUNTIME => bootstrap::runtime_layer(any::decode(bytes, cx)?, cx),
+        RUNTIME => {
+            let converted = bootstrap::runtime_layer(any::decode(bytes, cx)?, cx);
+            cx.finish(converted)
+        }
         other => Err(cx.error(format!(
             "found a resource of type {:?}, expected {}, {}, {}, {}, {} or {}",
             any::type_name(other),

@@ -84,6 +84,21 @@ fn forward(message: route::RouteAction, matcher: &RouteMatch, cx: &mut Context) 
     let durations = cx.at("max_stream_duration", |cx| {
         stream_durations(max_stream_duration.unwrap_or_default(), max_grpc_timeout, cx)
     })?;
+    let path_rewrite = path_rewrite_of(prefix_rewrite, regex_rewrite, matcher, cx);
+    let path_rewrite = cx.part_or(path_rewrite, || PathRewrite::None);
+    let host_rewrite = host_rewrite(host_rewrite_specifier, cx);
+    let host_rewrite = cx.part_or(host_rewrite, || HostRewrite::None);
+    let retry = retry.map(|message| cx.at("retry_policy", |cx| retry_policy(message, cx))).transpose();
+    let retry = cx.part(retry);
+    let upgrades = cx.each("upgrade_configs", upgrade_configs, upgrade);
+    let upgrades = cx.part(upgrades);
+    for (i, (upgrade, _)) in upgrades.iter().enumerate() {
+        if upgrades.iter().take(i).any(|(other, _)| other == upgrade) {
+            cx.record_all([cx.error_at("upgrade_configs", format!("Duplicate upgrade {upgrade}"))]);
+        }
+    }
+    let hashes = cx.each("hash_policy", hashes, hash_policy);
+    let hashes = cx.part(hashes);
     Ok(Forward {
         cluster: cluster_choice(cx.required("cluster", cluster_specifier)?, cx)?,
         cluster_not_found: match cx.enumeration("cluster_not_found_response_code", cluster_not_found_response_code)? {
@@ -95,13 +110,13 @@ fn forward(message: route::RouteAction, matcher: &RouteMatch, cx: &mut Context) 
         idle_timeout: override_of("idle_timeout", idle_timeout, cx)?,
         max_stream_duration: durations.max_stream_duration,
         grpc_timeout_max: durations.grpc_timeout_max,
-        retry_policy: retry.map(|message| cx.at("retry_policy", |cx| retry_policy(message, cx))).transpose()?,
-        path_rewrite: path_rewrite_of(prefix_rewrite, regex_rewrite, matcher, cx)?,
-        host_rewrite: host_rewrite(host_rewrite_specifier, cx)?,
+        retry_policy: retry,
+        path_rewrite,
+        host_rewrite,
         append_x_forwarded_host,
         priority: priority_of(priority, cx)?,
-        upgrades: cx.each("upgrade_configs", upgrade_configs, upgrade)?,
-        hash_policy: cx.each("hash_policy", hashes, hash_policy)?.into_iter().flatten().collect(),
+        upgrades,
+        hash_policy: hashes.into_iter().flatten().collect(),
     })
 }
 
@@ -236,6 +251,12 @@ fn host_rewrite(message: Option<route::route_action::HostRewriteSpecifier>, cx: 
             } else {
                 HostRewrite::None
             }
+        }
+        // Unlike the literal it is a format.
+        Some(Kind::HostRewrite(host)) if host.contains('%') => {
+            return Err(
+                cx.error_at("host_rewrite", format!("found {host:?}: command operators are not supported here"))
+            );
         }
         Some(Kind::HostRewriteLiteral(host) | Kind::HostRewrite(host)) if host.is_empty() => HostRewrite::None,
         Some(Kind::HostRewriteLiteral(host) | Kind::HostRewrite(host)) => {

@@ -355,7 +355,12 @@ fn the_first_supported_policy_of_the_list_wins() {
     assert_eq!(list(&maglev).unwrap().lb, LbPolicy::Random, "known, and none of it here: still endpoints are picked");
     let unknown =
         "{typed_extension_config: {name: x, typed_config: {'@type': type.googleapis.com/google.protobuf.Empty}}}";
-    assert!(list(unknown).unwrap_err().to_string().starts_with("load_balancing_policy.policies: found only"));
+    assert!(
+        list(unknown)
+            .unwrap_err()
+            .to_string()
+            .starts_with("load_balancing_policy.policies: didn't find a registered load balancer factory")
+    );
 }
 
 #[test]
@@ -582,7 +587,7 @@ fn listeners_that_make_no_sense_are_refused() {
     assert_eq!(refused(&format!("{{name: l, {ADDRESS}}}")), "filter_chains: no filter chains specified");
     assert_eq!(
         refused(&format!("{{name: l, {ADDRESS}, filter_chains: [{{name: a}}, {{name: b}}]}}")),
-        "filter_chains[1]: filter chain 'b' has the same matching rules defined as 'a'"
+        "filter_chains[1].filter_chain_match: filter chain 'b' has the same matching rules defined as 'a'"
     );
     assert_eq!(
         refused(
@@ -695,7 +700,7 @@ fn routes_that_make_no_sense_are_refused() {
     let twice = route_of("{name: r, virtual_hosts: [{name: v, domains: [a.com]}, {name: w, domains: [A.COM]}]}").0;
     assert_eq!(
         twice.unwrap_err().to_string(),
-        "virtual_hosts: Only unique values for domains are permitted. Duplicate entry of domain a.com in route r"
+        "virtual_hosts[1].domains[0]: Only unique values for domains are permitted. Duplicate entry of domain a.com in route r"
     );
 }
 

@@ -3,8 +3,8 @@
 use super::routes::RouteTable;
 use super::stats::HttpStats;
 use crate::access_log::AccessLogs;
-use crate::config::ConfigError;
 use crate::config::model::{HcmConfig, RouteSource};
+use crate::config::{ConfigError, both};
 use crate::network::{Connection, Worker};
 use crate::services::Services;
 use crate::slots::{Key, Slot};
@@ -40,14 +40,15 @@ impl ConnectionManager {
     ) -> Result<Arc<ConnectionManager>, ConfigError> {
         let routes = match &config.routes {
             RouteSource::Inline(routes) => {
-                Routes::Inline(RouteTable::compile(routes.clone(), services).map_err(|e| e.inside("route_config"))?)
+                RouteTable::compile(routes.clone(), services).map(Routes::Inline).map_err(|e| e.inside("route_config"))
             }
             RouteSource::Rds { name, source } => {
                 let key = Key { name: name.clone(), source: Some(source.clone()) };
-                Routes::Rds(services.routes.slot_counted(key, &format!("http.{}.", config.stat_prefix)))
+                Ok(Routes::Rds(services.routes.slot_counted(key, &format!("http.{}.", config.stat_prefix))))
             }
         };
-        let logs = AccessLogs::compile(&config.access_log, &services.log_files).map_err(|e| e.inside("access_log"))?;
+        let logs = AccessLogs::compile(&config.access_log, &services.log_files).map_err(|e| e.inside("access_log"));
+        let (routes, logs) = both(routes, logs)?;
         let registry = &services.registry;
         let stats = HttpStats::resolve(
             &registry.scope(&format!("http.{}.", config.stat_prefix)),

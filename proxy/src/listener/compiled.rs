@@ -66,13 +66,14 @@ impl Listener {
         };
         let chain_match = ChainMatch::compile(&config.filter_chains);
         let chains = each_of("filter_chains", &config.filter_chains, make);
-        let (chain_match, chains) = both(chain_match, chains)?;
         let default_chain =
-            config.default_filter_chain.as_ref().map(make).transpose().map_err(|e| e.inside("default_filter_chain"))?;
+            config.default_filter_chain.as_ref().map(make).transpose().map_err(|e| e.inside("default_filter_chain"));
         let access_logs = match config.access_log.as_slice() {
-            [] => None,
-            logs => Some(AccessLogs::compile(logs, &services.log_files).map_err(|e| e.inside("access_log"))?),
+            [] => Ok(None),
+            logs => AccessLogs::compile(logs, &services.log_files).map(Some).map_err(|e| e.inside("access_log")),
         };
+        let ((chain_match, chains), (default_chain, access_logs)) =
+            both(both(chain_match, chains), both(default_chain, access_logs))?;
         let stats = kept.map_or_else(|| Arc::new(ListenerStats::new(&scope, workers)), |old| old.stats.clone());
         let restores_destination = config.use_original_dst
             || config.listener_filters.iter().any(|f| matches!(f, ListenerFilterConfig::OriginalDst));
@@ -141,18 +142,19 @@ impl Chain {
         listener_drain: &Drain,
     ) -> Result<Chain, ConfigError> {
         let tls = match &config.transport {
-            DownstreamTransport::Raw => None,
-            DownstreamTransport::Tls(tls) => Some(
-                DownstreamContext::new(tls.clone(), &services.secrets, scope)
-                    .map_err(|e| e.inside("typed_config").inside("transport_socket"))?,
-            ),
+            DownstreamTransport::Raw => Ok(None),
+            DownstreamTransport::Tls(tls) => DownstreamContext::new(tls.clone(), &services.secrets, scope)
+                .map(Some)
+                .map_err(|e| e.inside("typed_config").inside("transport_socket")),
         };
+        let network = NetworkChain::compile(&config.filters, config.terminal, scope.prefix(), services);
+        let (tls, network) = both(tls, network)?;
         Ok(Chain {
             name: config.name.clone(),
             hash: config.hash,
             tls,
             connect_timeout: config.transport_connect_timeout,
-            network: NetworkChain::compile(&config.filters, scope.prefix(), services)?,
+            network,
             drain: listener_drain.child(),
         })
     }

@@ -108,6 +108,7 @@ fn chain(cluster: &str, hash: u64) -> FilterChainConfig {
         transport: DownstreamTransport::Raw,
         transport_connect_timeout: None,
         filters: vec![NetworkFilterConfig::TcpProxy(Arc::new(proxy))],
+        terminal: 0,
         hash,
     }
 }

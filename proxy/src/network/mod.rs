@@ -45,12 +45,13 @@ pub enum NetworkChain {
 }
 
 impl NetworkChain {
-    /// `listener_stats` is `listener.<address>.`.
+    /// `listener_stats` is `listener.<address>.`; `place` is that of the filter in the chain's message.
     ///
     /// # Errors
-    /// The filter's index and field.
+    /// The filter's place and field.
     pub fn compile(
         filters: &[NetworkFilterConfig],
+        place: usize,
         listener_stats: &str,
         services: &Arc<Services>,
     ) -> Result<NetworkChain, ConfigError> {
@@ -60,9 +61,9 @@ impl NetworkChain {
                 crate::http::ConnectionManager::compile(config, listener_stats, services).map(NetworkChain::Http)
             }
             [NetworkFilterConfig::TcpProxy(config)] => TcpProxy::compile(config, services).map(NetworkChain::Tcp),
-            [_, ..] => Err(ConfigError::new("[1]", "a terminal filter must be the last one of its chain")),
+            [_, ..] => Err(ConfigError::new("", "a terminal filter must be the last one of its chain")),
         }
-        .map_err(|e| e.inside("filters"))
+        .map_err(|e| e.inside("typed_config").inside(&format!("filters[{place}]")))
     }
 
     /// Whether everything it needs to serve (its routes) has arrived or was given up on.

@@ -114,14 +114,13 @@ impl Input {
             }
             other => other,
         };
-        match node.and_then(|node| parse(BOOTSTRAP, &node, allowed, &mut self.problems)) {
-            Ok(parsed) => {
+        match node {
+            Ok(node) => {
+                let parsed = parse(BOOTSTRAP, &node, allowed, &mut self.problems);
                 self.bytes.extend(parsed.bytes);
-                if allowed {
-                    self.unknown_fields.extend(parsed.unknown_fields.into_iter().map(|field| field.path));
-                }
+                self.unknown_fields.extend(parsed.unknown_fields.into_iter().map(|field| field.path));
             }
-            Err(errors) => self.problems.extend(errors.into_iter().map(problem)),
+            Err(error) => self.problems.push(problem(error)),
         }
     }
 }
@@ -132,34 +131,19 @@ fn holds_resources(node: &Node) -> bool {
 }
 
 /// Reads a text as YAML or JSON.
-fn tree(text: &str, format: Format) -> Result<Node, Vec<LoadError>> {
+fn tree(text: &str, format: Format) -> Result<Node, LoadError> {
     match format {
         Format::Yaml => load_yaml(text, None),
         Format::Json => load_json(text, None),
     }
-    .map_err(|error| vec![error])
 }
 
-/// Reads a tree as a message. Unknown fields that are not allowed are problems, but not the end: what is known is read.
-pub fn parse(
-    full_name: &str,
-    node: &Node,
-    allow_unknown_fields: bool,
-    problems: &mut Vec<ConfigError>,
-) -> Result<Parsed, Vec<LoadError>> {
-    let read = |allow| {
-        Descriptors::shared().parse_node(full_name, node, ParseOptions { allow_unknown_fields: allow, file: None })
-    };
-    match read(allow_unknown_fields) {
-        Err(errors) if !allow_unknown_fields => match read(true) {
-            Ok(parsed) => {
-                problems.extend(errors.into_iter().map(problem));
-                Ok(parsed)
-            }
-            Err(_) => Err(errors),
-        },
-        outcome => outcome,
-    }
+/// Reads a tree as a message. What does not fit is a problem, but not the end: the rest is read.
+pub fn parse(full_name: &str, node: &Node, allow_unknown_fields: bool, problems: &mut Vec<ConfigError>) -> Parsed {
+    let options = ParseOptions { allow_unknown_fields, file: None };
+    let (parsed, errors) = Descriptors::shared().read_node(full_name, node, options);
+    problems.extend(errors.into_iter().map(problem));
+    parsed
 }
 
 /// A file's text.

@@ -5,6 +5,7 @@ mod load;
 pub mod logging;
 mod memory;
 mod state;
+mod unheard;
 mod validate;
 mod worker;
 

@@ -83,7 +83,7 @@ impl Cluster {
             .enumerate()
             .map(|(at, m)| {
                 transport(&m.transport)
-                    .map_err(|e| e.inside(&format!("transport_socket_matches[{at}].transport_socket")))
+                    .map_err(|e| e.inside(&format!("transport_socket_matches[{at}].transport_socket.typed_config")))
             })
             .collect();
         let original_dst = match config.discovery {
@@ -98,7 +98,7 @@ impl Cluster {
             slot_id: place.slot_id,
             version: place.version,
             original_dst,
-            transport: transport(&config.transport).map_err(|e| e.inside("transport_socket"))?,
+            transport: transport(&config.transport).map_err(|e| e.inside("transport_socket.typed_config"))?,
             transport_matches: matches?,
             endpoints: ArcSwap::from_pointee(EndpointSet::empty()),
             registry: place.registry.clone(),

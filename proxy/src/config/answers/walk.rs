@@ -9,7 +9,10 @@ use xds_protos::table::{Field, FieldType, Message};
 use xds_protos::wire::{Raw, take_field};
 use xds_protos::{Descriptors, MAX_DEPTH, MAX_FINDINGS, ParseOptions, TypedStruct};
 
-/// What was found; at most [`MAX_FINDINGS`] of each.
+/// Refusals that are collected: all of what a person wrote, and no more than the memory for it.
+const MAX_REJECTED: usize = 10_000;
+
+/// What was found; at most [`MAX_FINDINGS`] of each but refusals.
 #[derive(Debug, Default)]
 pub struct Findings {
     /// Paths of fields that the descriptor does not have; the last name is `#` and the number.
@@ -150,9 +153,9 @@ impl<'b> Walk<'b, '_> {
                 }
             }
             Some(Answer::Reject { reason, unless }) => {
-                if !as_if_absent(unless) {
+                if !as_if_absent(unless) && self.findings.rejected.len() < MAX_REJECTED {
                     let path = self.path();
-                    push(&mut self.findings.rejected, (path, reason));
+                    self.findings.rejected.push((path, reason));
                 }
             }
             // Not in the table, which a test forbids: better refused than ignored.

@@ -80,6 +80,8 @@ pub struct FilterChainConfig {
     /// Bound of the TLS handshake; `None`: unbounded, as in Envoy.
     pub transport_connect_timeout: Option<Duration>,
     pub filters: Vec<NetworkFilterConfig>,
+    /// Place of the terminal filter among the filters of the message, of which some may have been passed over.
+    pub terminal: usize,
     /// Hash of the message: an equal chain is kept across updates.
     pub hash: u64,
 }

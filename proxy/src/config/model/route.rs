@@ -4,7 +4,7 @@ use super::*;
 use crate::runtime::LiveFraction;
 use ::http::{HeaderName, HeaderValue, StatusCode};
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct RouteConfig {
     pub name: Arc<str>,
     pub virtual_hosts: Vec<VirtualHost>,

@@ -74,14 +74,9 @@ impl RouteTable {
     pub fn compile(config: Arc<RouteConfig>, services: &Arc<Services>) -> Result<Arc<RouteTable>, ConfigError> {
         let hosts = Hosts::compile(&config.virtual_hosts, config.ignore_port_in_host_matching);
         let compiled = each_of("virtual_hosts", &config.virtual_hosts, |host| compile_host(host, &config, services));
-        let (hosts, compiled) = both(hosts, compiled)?;
-        Ok(Arc::new(RouteTable {
-            compiled,
-            hosts,
-            request_ops: request_ops(&config.request_headers)?,
-            response_ops: response_ops(&config.response_headers)?,
-            config,
-        }))
+        let ops = both(request_ops(&config.request_headers), response_ops(&config.response_headers));
+        let ((hosts, compiled), (request_ops, response_ops)) = both(both(hosts, compiled), ops)?;
+        Ok(Arc::new(RouteTable { compiled, hosts, request_ops, response_ops, config }))
     }
 
     /// The route of a request: its virtual host, then the first route that matches.
@@ -134,10 +129,12 @@ fn compile_host(
     config: &RouteConfig,
     services: &Arc<Services>,
 ) -> Result<CompiledHost, ConfigError> {
-    let routes = each_of("routes", &host.routes, |route| compile_route(route, host, config, services))?;
+    let routes = each_of("routes", &host.routes, |route| compile_route(route, host, config, services));
+    let ops = both(request_ops(&host.request_headers), response_ops(&host.response_headers));
+    let (routes, (request_ops, response_ops)) = both(routes, ops)?;
     Ok(CompiledHost {
-        request_ops: request_ops(&host.request_headers)?,
-        response_ops: response_ops(&host.response_headers)?,
+        request_ops,
+        response_ops,
         routes,
         index: (host.routes.len() >= INDEX_FROM).then(|| index(&host.routes)),
     })
@@ -164,14 +161,16 @@ fn compile_route(
 ) -> Result<CompiledRoute, ConfigError> {
     let (targets, expected_timeout) = match &route.action {
         RouteAction::Forward(forward) => (
-            targets(forward, config.validate_clusters, services).map_err(|e| e.inside("route"))?,
+            targets(forward, config.validate_clusters, services).map_err(|e| e.inside("route")),
             expected_timeout(forward, host),
         ),
-        RouteAction::Redirect(_) | RouteAction::Direct(_) => (Targets::Nowhere, None),
+        RouteAction::Redirect(_) | RouteAction::Direct(_) => (Ok(Targets::Nowhere), None),
     };
+    let ops = both(request_ops(&route.request_headers), response_ops(&route.response_headers));
+    let (targets, (request_ops, response_ops)) = both(targets, ops)?;
     Ok(CompiledRoute {
-        request_ops: request_ops(&route.request_headers)?,
-        response_ops: response_ops(&route.response_headers)?,
+        request_ops,
+        response_ops,
         targets,
         expected_timeout,
         stats: route.stat_prefix.as_ref().map(|prefix| {
@@ -206,12 +205,9 @@ fn weighted(
     entry: &WeightedCluster,
     bind: &impl Fn(&Arc<str>) -> Result<Arc<ClusterSlot>, ConfigError>,
 ) -> Result<Weighted, ConfigError> {
-    Ok(Weighted {
-        weight: u64::from(entry.weight),
-        slot: bind(&entry.name)?,
-        request_ops: request_ops(&entry.request_headers)?,
-        response_ops: response_ops(&entry.response_headers)?,
-    })
+    let ops = both(request_ops(&entry.request_headers), response_ops(&entry.response_headers));
+    let (slot, (request_ops, response_ops)) = both(bind(&entry.name), ops)?;
+    Ok(Weighted { weight: u64::from(entry.weight), slot, request_ops, response_ops })
 }
 
 /// Value of `x-envoy-expected-rq-timeout-ms`: the shorter of the timeouts of the request and of one try.
