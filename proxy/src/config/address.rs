@@ -8,6 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// What the kernel has for it, with the zero byte at its end (`sockaddr_un.sun_path`).
+const MAX_PIPE_PATH: usize = 108;
+
 /// Where an address points, before names are resolved.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Place {
@@ -36,6 +39,14 @@ pub(super) fn place(message: Option<core::Address>, field: &str, cx: &mut Contex
             let path = cx.non_empty("pipe.path", path)?;
             if mode > 0o777 {
                 return Err(cx.error_at("pipe.mode", format!("found {mode:o}, expected at most 777 (octal)")));
+            }
+            if path.starts_with('@') && mode != 0 {
+                cx.record_all([cx.error_at("pipe.mode", "Cannot set mode for Abstract AF_UNIX sockets")]);
+            }
+            if path.len() >= MAX_PIPE_PATH {
+                let message =
+                    format!("Path \"{path}\" exceeds maximum UNIX domain socket path size of {MAX_PIPE_PATH}.");
+                return Err(cx.error_at("pipe.path", message));
             }
             // Names in the abstract namespace are not files: they have no directory.
             let path = if path.starts_with('@') { PathBuf::from(path) } else { cx.resolve(&path) };

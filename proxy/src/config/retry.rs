@@ -53,12 +53,8 @@ fn host_predicate(message: route::retry_policy::RetryHostPredicate, cx: &mut Con
     use route::retry_policy::{RetryHostPredicate, retry_host_predicate::ConfigType};
     let RetryHostPredicate { name, config_type } = message;
     let Some(ConfigType::TypedConfig(config)) = config_type else {
-        // Older configurations give only the name.
-        let exists = name == "envoy.retry_host_predicates.previous_hosts";
-        if !exists {
-            cx.warn("", format!("{name} does not exist here: retries may use any endpoint"));
-        }
-        return Ok(exists);
+        // A name alone has chosen nothing since Envoy 1.22.
+        return Err(cx.error(format!("Didn't find a registered implementation for '{name}' with type URL: ''")));
     };
     cx.at("typed_config", |cx| {
         let exists = cx.extension(&name, &any::inner_type(&config, cx)?)?;

@@ -23,9 +23,8 @@ pub(super) fn config_source(message: core::ConfigSource, cx: &mut Context) -> Re
     use core::config_source::ConfigSourceSpecifier as Kind;
     let core::ConfigSource { authorities: _, initial_fetch_timeout, resource_api_version, config_source_specifier } =
         message;
-    if cx.enumeration::<core::ApiVersion>("resource_api_version", resource_api_version)? == core::ApiVersion::V2 {
-        return Err(cx.error_at("resource_api_version", "found V2, expected V3"));
-    }
+    // As Envoy: whatever stands there, resources are of V3.
+    cx.enumeration::<core::ApiVersion>("resource_api_version", resource_api_version)?;
     let initial_fetch_timeout =
         cx.timeout("initial_fetch_timeout", initial_fetch_timeout, Some(INITIAL_FETCH_TIMEOUT))?;
     let kind = match cx.required("config_source_specifier", config_source_specifier)? {
@@ -84,8 +83,9 @@ pub(super) fn api_config_source(message: core::ApiConfigSource, cx: &mut Context
             return Err(cx.error_at("api_type", format!("found {found}, expected GRPC, DELTA_GRPC or REST")));
         }
     };
-    if cx.enumeration::<core::ApiVersion>("transport_api_version", transport_api_version)? != core::ApiVersion::V3 {
-        return Err(cx.error_at("transport_api_version", "found V2 (or AUTO), expected V3"));
+    // AUTO, which is also what its absence means, is V3 to Envoy; V2 is gone.
+    if cx.enumeration::<core::ApiVersion>("transport_api_version", transport_api_version)? == core::ApiVersion::V2 {
+        return Err(cx.error_at("transport_api_version", "found V2, expected V3"));
     }
     if polls {
         if !grpc_services.is_empty() {
@@ -117,7 +117,8 @@ pub(super) fn api_config_source(message: core::ApiConfigSource, cx: &mut Context
     let mut services = grpc_services.into_iter();
     let service = cx.required("grpc_services", services.next())?;
     if services.next().is_some() {
-        cx.warn("grpc_services[1]", "only the first server is used, there is no fail-over");
+        let message = "(AGGREGATED_)(DELTA_)GRPC must have no more than 1 gRPC services specified";
+        cx.record_all([cx.error_at("grpc_services", message)]);
     }
     let target = cx.at("grpc_services[0]", |cx| grpc_service(service, cx))?;
     let rate_limit = rate_limit_settings.map(|limit| cx.at("rate_limit_settings", |cx| request_limit(limit, cx)));
