@@ -12,6 +12,7 @@ mod cli;
 mod discovery;
 mod failures;
 mod go_control_plane;
+mod make_before_break;
 mod messages;
 mod netns;
 mod routing;

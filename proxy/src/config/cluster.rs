@@ -65,7 +65,7 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         metadata: cluster_metadata,
         protocol_selection,
         upstream_connection_options,
-        close_connections_on_host_health_failure,
+        close_connections_on_host_health_failure: _,
         ignore_health_on_host_removal: _,
         filters,
         load_balancing_policy,
@@ -193,7 +193,6 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         tcp_keepalive: connection_options(upstream_connection_options.unwrap_or_default()),
         panic_threshold,
         update_merge_window,
-        close_connections_on_host_health_failure,
         metadata: Arc::new(metadata(cluster_metadata)),
         hash,
     })

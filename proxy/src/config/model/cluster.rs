@@ -23,7 +23,6 @@ pub struct ClusterConfig {
     pub tcp_keepalive: Option<TcpKeepalive>,
     /// Percent of healthy endpoints under which all are used; default 50.
     pub panic_threshold: f64,
-    pub close_connections_on_host_health_failure: bool,
     /// Updates of endpoints that change no member wait so long for others. `None`: they do not wait, which is what
     /// Envoy 1.40 does when nothing is configured, whatever its documentation says of a default.
     pub update_merge_window: Option<Duration>,
@@ -49,7 +48,6 @@ impl ClusterConfig {
             bind: None,
             tcp_keepalive: None,
             panic_threshold: 50.0,
-            close_connections_on_host_health_failure: false,
             update_merge_window: None,
             metadata: Arc::default(),
             hash: 0,
