@@ -168,7 +168,7 @@ fn listeners_with_guards_that_do_not_exist_yet_are_refused() {
 }
 
 /// Fields of Istio's messages that may be taken away without a difference, each for a reason.
-const WITHOUT_EFFECT: [&str; 19] = [
+const WITHOUT_EFFECT: [&str; 20] = [
     // Names of extensions: the type decides.
     ".filters[].name",
     ".httpFilters[].name",
@@ -178,6 +178,7 @@ const WITHOUT_EFFECT: [&str; 19] = [
     // Set to what is the default.
     ".useRequestIdForTraceSampling",
     ".resourceApiVersion",
+    ".transportApiVersion",
     ".tlsParams.tlsMinimumProtocolVersion",
     "..filterChains[].transportSocket.typedConfig.commonTlsContext.tlsParams.tlsMaximumProtocolVersion",
     "..edsClusterConfig.serviceName",
@@ -449,7 +450,9 @@ fn what_the_proxy_cannot_act_on_is_said() {
 fn options_of_a_cluster_are_named_by_their_full_path() {
     let options = |fields: &str| {
         cluster_of(&format!(
-            "{{name: c, typed_extension_protocol_options: {{envoy.extensions.upstreams.http.v3.HttpProtocolOptions: \
+            "{{name: c, transport_socket: {{name: tls, typed_config: {{'@type': \
+             type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext}}}}, \
+             typed_extension_protocol_options: {{envoy.extensions.upstreams.http.v3.HttpProtocolOptions: \
              {{'@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, {fields}}}}}}}"
         ))
     };

@@ -171,6 +171,7 @@ impl Walk<'_> {
         }
     }
 
+    #[allow(deprecated, reason = "configuration may still say it the old way")]
     fn format(&mut self, format: &SubstitutionFormatString) {
         // a formatter brings operators of its own
         if !format.formatters.is_empty() {

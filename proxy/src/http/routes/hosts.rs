@@ -162,7 +162,7 @@ mod tests {
     fn a_domain_in_two_places_is_refused() {
         for domain in ["*", "a", "*.a", "a.*"] {
             let error = Hosts::compile(&[vhost("v", &[domain]), vhost("w", &[domain])], false).err().unwrap();
-            assert_eq!(error.path, "virtual_hosts[1].domains");
+            assert_eq!(error.path, "virtual_hosts[1].domains[0]");
         }
     }
 }
