@@ -168,8 +168,18 @@ impl<T> Store<T> {
         slot
     }
 
+    /// The slot of this name and source, if somebody holds it.
     pub fn get(&self, key: &Key) -> Option<Arc<Slot<T>>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner).get(key).and_then(Weak::upgrade)
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = slots.get(key)?.upgrade();
+        if slot.is_none() {
+            // what is left of it takes as much memory as before
+            slots.remove(key);
+            if slots.len() < slots.capacity() / 8 {
+                slots.shrink_to_fit();
+            }
+        }
+        slot
     }
 
     /// Fills the slot, if somebody holds it; says whether somebody does.
@@ -227,7 +237,9 @@ mod tests {
         assert!(rx.try_recv().is_err());
         drop(b);
         assert_eq!(rx.try_recv().unwrap(), Want::Unsubscribe(Kind::Route, key("r")));
+        assert_eq!(store.slots.lock().unwrap().len(), 1);
         assert!(!store.fill(&key("r"), Arc::new(8)));
+        assert!(store.slots.lock().unwrap().is_empty(), "nothing is left of it");
     }
 
     #[tokio::test]
