@@ -10,6 +10,7 @@ mod admin;
 mod bad_input;
 mod cli;
 mod discovery;
+mod ecds;
 mod failures;
 mod go_control_plane;
 mod make_before_break;

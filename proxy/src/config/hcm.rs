@@ -5,7 +5,7 @@ use super::address::cidr;
 use super::any;
 use super::context::{Context, Result};
 use super::headers::header_value;
-use super::http_filters::http_filters;
+use super::http_filters::{Chain, http_filters, refuse_enabled};
 use super::http_options::{common, http1, http2};
 use super::model::{
     ClientCertDetails, CodecType, EscapedSlashes, ForwardClientCert, HcmConfig, RouteSource, ServerHeader, StripPort,
@@ -100,12 +100,21 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
     let common =
         cx.at("common_http_protocol_options", |cx| common(common_http_protocol_options.unwrap_or_default(), cx))?;
     let http2 = cx.at("http2_protocol_options", |cx| http2(http2_protocol_options.unwrap_or_default(), cx))?;
-    let router = http_filters(filters, cx)?;
+    let Chain { router, filters, mut disabled_guards } = http_filters(filters, cx)?;
+    let upgrades =
+        cx.each("upgrade_configs", upgrade_configs, |message, cx| upgrade(message, &mut disabled_guards, cx))?;
+    let routes = routes(cx.required("route_config", route_specifier)?, cx)?;
+    if let RouteSource::Inline(inline) = &routes
+        && let Err(problem) = refuse_enabled(&disabled_guards, inline)
+    {
+        cx.record_all([cx.error_at("route_config", problem.to_string())]);
+    }
     Ok(HcmConfig {
         stat_prefix: cx.non_empty("stat_prefix", stat_prefix)?.into(),
         codec,
-        routes: routes(cx.required("route_config", route_specifier)?, cx)?,
-        http_filters: Vec::new(),
+        routes,
+        http_filters: filters,
+        disabled_guards: disabled_guards.into(),
         router,
         access_log: access_logs(access_log, "access_log", cx)?,
         server_name: match server_name.as_str() {
@@ -150,7 +159,7 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
         },
         strip_port: strip_port(strip_matching_host_port, strip_port_mode, cx)?,
         strip_trailing_host_dot,
-        upgrades: cx.each("upgrade_configs", upgrade_configs, upgrade)?.into_iter().flatten().collect(),
+        upgrades: upgrades.into_iter().flatten().collect(),
         idle_timeout: common.idle_timeout,
         stream_idle_timeout: cx.timeout("stream_idle_timeout", stream_idle_timeout, Some(STREAM_IDLE_TIMEOUT))?,
         request_timeout: cx.timeout("request_timeout", request_timeout, None)?,
@@ -215,10 +224,20 @@ fn client_cert(
 }
 
 /// The lower-case type of an upgrade that is allowed.
-fn upgrade(message: hcm::http_connection_manager::UpgradeConfig, cx: &mut Context) -> Result<Option<Box<str>>> {
+fn upgrade(
+    message: hcm::http_connection_manager::UpgradeConfig,
+    disabled_guards: &mut Vec<Box<str>>,
+    cx: &mut Context,
+) -> Result<Option<Box<str>>> {
     let hcm::http_connection_manager::UpgradeConfig { upgrade_type, filters, enabled } = message;
     // A chain of its own has the router too; what else is in it is judged like everywhere.
-    http_filters(filters, cx)?;
+    let chain = http_filters(filters, cx)?;
+    if !chain.filters.is_empty() {
+        return Err(
+            cx.error_at("filters", "config_discovery is not supported here: filters of upgrades stand in place")
+        );
+    }
+    disabled_guards.extend(chain.disabled_guards);
     let upgrade_type = cx.non_empty("upgrade_type", upgrade_type)?.to_ascii_lowercase();
     Ok(flag(enabled, true).then(|| upgrade_type.into()))
 }

@@ -34,6 +34,7 @@ fn world() -> World {
         secrets,
         clusters: clusters.clone(),
         routes: Arc::new(Store::new(Kind::Route, wants())),
+        extensions: Arc::new(Store::new(Kind::Extension, wants())),
         log_files: LogFiles::new(Duration::from_secs(1)),
         drain: Drain::root(Strategy::Gradual),
         node_id: String::new(),

@@ -264,6 +264,7 @@ impl Build<'_> {
                 Kind::Route => config::ROUTE,
                 Kind::Assignment => config::ASSIGNMENT,
                 Kind::Secret => config::SECRET,
+                Kind::Extension => config::EXTENSION,
             };
             match &key.source {
                 Some(source) => self.source(source, type_url, path),
@@ -357,7 +358,7 @@ fn resource(
         Resource::Secret(secret) => {
             services.secrets.update(&SlotKey { name: secret.name.clone(), source: None }, secret.kind.clone())
         }
-        Resource::Assignment(_) | Resource::Runtime { .. } => Ok(()),
+        Resource::Assignment(_) | Resource::Runtime { .. } | Resource::Extension(_) => Ok(()),
     }?;
     Ok(resource.name().to_owned())
 }
