@@ -16,6 +16,7 @@ mod go_control_plane;
 mod make_before_break;
 mod messages;
 mod netns;
+mod pages;
 mod routing;
 mod tcp;
 mod tls;

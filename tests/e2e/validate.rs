@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use super::support::is_envoy;
 
 /// What the header of a fixture says should become of it.
-struct Expected {
-    accepted: bool,
+pub(super) struct Expected {
+    pub(super) accepted: bool,
     /// Parts of our own text.
     words: Vec<String>,
 }
 
 /// Reads `# verdict: accepted` (or `refused`), `# outrigger: refuses, because` (or `accepts`) and `# says: a part of the
 /// problem`.
-fn expected(text: &str) -> Expected {
+pub(super) fn expected(text: &str) -> Expected {
     let header = |name: &'static str| text.lines().filter_map(move |line| line.strip_prefix(name));
     let accepted = match header("# verdict: ").next() {
         Some("accepted") => is_envoy() || header("# outrigger: refuses").next().is_none(),
@@ -25,12 +25,12 @@ fn expected(text: &str) -> Expected {
     Expected { accepted, words: header("# says: ").map(str::to_owned).collect() }
 }
 
-fn root() -> PathBuf {
+pub(super) fn root() -> PathBuf {
     // certificates of fixtures are named from the top of the repository
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-fn fixtures(folder: &str) -> Vec<PathBuf> {
+pub(super) fn fixtures(folder: &str) -> Vec<PathBuf> {
     let folder = root().join("tests/fixtures").join(folder);
     let mut files: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();

@@ -177,7 +177,9 @@ impl Task {
                 Err(error) => {
                     let detail = error.to_string();
                     tracing::warn!("{} {name} rejected: {detail}", short_name(type_url));
-                    self.ledger.borrow_mut().rejected(type_url, &name, &own_version, bytes, &detail);
+                    // shown as what it is not, a message of another type would show what is secret in its own
+                    let kept = if body.type_url == type_url.as_str() { bytes } else { Bytes::new() };
+                    self.ledger.borrow_mut().rejected(type_url, &name, &own_version, kept, &detail);
                     refused.push((name, detail));
                 }
             }

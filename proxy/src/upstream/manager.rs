@@ -399,9 +399,9 @@ impl ClusterManager {
         Some(Arc::new(XdsConnector::new(slot)))
     }
 
-    /// Every live cluster, by name, as /clusters shows it.
-    pub fn statuses(&self) -> Vec<ClusterStatus> {
-        self.clusters().iter().map(|cluster| ClusterStatus::of(cluster)).collect()
+    /// Every live cluster, by name, as /clusters shows it; each looked at when its turn comes.
+    pub fn statuses(&self) -> impl Iterator<Item = ClusterStatus> + use<> {
+        self.clusters().into_iter().map(|cluster| ClusterStatus::of(&cluster))
     }
 
     /// Every live cluster, by name.
@@ -868,9 +868,9 @@ mod tests {
             manager.add_or_update(fixed("a", 1, 1), false).unwrap();
             assert_eq!(manager.add_or_update(fixed("a", 2, 2), true), Ok(Update::Unchanged));
             assert!(!manager.remove("a"));
-            let [status] = &manager.statuses()[..] else { panic!("one cluster") };
+            let [status] = &manager.statuses().collect::<Vec<_>>()[..] else { panic!("one cluster") };
             assert_eq!((&*status.name, status.added_via_api, status.hosts.len()), ("a", false, 1));
-            assert_eq!((status.hosts[0].health_flags, status.hosts[0].success_rate), ("healthy", -1.0));
+            assert_eq!((&*status.hosts[0].health.to_string(), status.hosts[0].success_rate), ("healthy", -1.0));
         });
     }
 
