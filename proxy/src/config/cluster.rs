@@ -13,7 +13,7 @@ use super::model::{
     TransportMatch, UpstreamProtocol, UpstreamTransport,
 };
 use super::pb::{cluster, core, extensions, google};
-use super::source::{config_source, json_object, metadata};
+use super::source::{config_source, json_object};
 use super::tls;
 use super::upstream_http::{Deprecated, upstream_http};
 use std::sync::Arc;
@@ -80,6 +80,8 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         cluster_discovery_type,
         lb_config,
     } = message;
+    // nothing that reads it exists here; pages show the message
+    drop(cluster_metadata);
     let name: Arc<str> = cx.non_empty("name", name)?.into();
     let nowhere =
         || ClusterDiscovery::Static(LoadAssignment { cluster_name: name.clone(), ..LoadAssignment::default() });
@@ -193,7 +195,6 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         tcp_keepalive: connection_options(upstream_connection_options.unwrap_or_default()),
         panic_threshold,
         update_merge_window,
-        metadata: Arc::new(metadata(cluster_metadata)),
         hash,
     })
 }
@@ -228,7 +229,12 @@ fn discovery(fields: DiscoveryFields, cx: &mut Context) -> Result<ClusterDiscove
     }
     match kind {
         Type::Static => Ok(ClusterDiscovery::Static(match load_assignment {
-            Some(message) => cx.at("load_assignment", |cx| assignment(message, cx))?,
+            Some(message) => {
+                let assignment = cx.at("load_assignment", |cx| assignment(message, cx))?;
+                // one text for the two names, which are equal nearly always
+                let cluster_name = if *assignment.cluster_name == *name { name } else { assignment.cluster_name };
+                LoadAssignment { cluster_name, ..assignment }
+            }
             None => LoadAssignment { cluster_name: name, ..LoadAssignment::default() },
         })),
         Type::Eds => {

@@ -6,7 +6,7 @@ use super::pb::google;
 use super::{ConfigError, Notices, ProblemKind};
 use crate::runtime::Runtime;
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,6 +45,8 @@ pub struct Context {
     pub(super) static_secrets: Option<HashSet<(SecretSort, String)>>,
     /// A field without effect refuses the resource instead of being noticed.
     pub reject_unsupported: bool,
+    /// Names of HTTP filters that the route configuration at hand enables.
+    pub(super) enabled_filters: BTreeSet<Box<str>>,
     path: String,
     problems: RefCell<Vec<ConfigError>>,
     /// Elements of lists that were left out, by path: those behind them have moved up.

@@ -5,7 +5,7 @@ use super::address::cidr;
 use super::any;
 use super::context::{Context, Result};
 use super::headers::header_value;
-use super::http_filters::http_filters;
+use super::http_filters::{Chain, http_filters, refuse_enabled};
 use super::http_options::{common, http1, http2};
 use super::model::{
     ClientCertDetails, CodecType, EscapedSlashes, ForwardClientCert, HcmConfig, Http1Options, Http2Options,
@@ -107,16 +107,18 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
         cx.at("common_http_protocol_options", |cx| common(common_http_protocol_options.unwrap_or_default(), cx))?;
     let http2 = cx.at("http2_protocol_options", |cx| http2(http2_protocol_options.unwrap_or_default(), cx));
     let http2 = cx.part_or(http2, Http2Options::default);
-    let router = http_filters(filters, cx);
-    let router = cx.part(router);
+    let chain = http_filters(filters, cx);
+    let Chain { router, filters, mut disabled_guards } = cx.part(chain);
     let routes = cx.required("route_config", route_specifier).and_then(|specifier| routes(specifier, cx));
+    let routes = cx.part_or(routes, || RouteSource::Inline(Arc::default()));
     let access_log = access_logs(access_log, "access_log", cx);
     let http1 = cx.at("http_protocol_options", |cx| http1(http_protocol_options.unwrap_or_default(), cx));
     let client_cert = cx.at("set_current_client_cert_details", |cx| {
         client_cert(set_current_client_cert_details.unwrap_or_default(), cx)
     });
     let internal_addresses = internal_addresses(internal_address_config, cx);
-    let upgrades = cx.each("upgrade_configs", upgrade_configs, upgrade);
+    let upgrades =
+        cx.each("upgrade_configs", upgrade_configs, |message, cx| upgrade(message, &mut disabled_guards, cx));
     let upgrades = cx.part(upgrades);
     let mut types = HashSet::new();
     for (upgrade_type, _) in &upgrades {
@@ -125,11 +127,17 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
             cx.record_all([cx.error_at("upgrade_configs", message)]);
         }
     }
+    if let RouteSource::Inline(inline) = &routes
+        && let Err(problem) = refuse_enabled(&disabled_guards, inline)
+    {
+        cx.record_all([cx.error_at("route_config", problem.to_string())]);
+    }
     Ok(HcmConfig {
         stat_prefix: cx.non_empty("stat_prefix", stat_prefix)?.into(),
         codec,
-        routes: cx.part_or(routes, || RouteSource::Inline(Arc::default())),
-        http_filters: Vec::new(),
+        routes,
+        http_filters: filters,
+        disabled_guards: disabled_guards.into(),
         router,
         access_log: cx.part(access_log),
         server_name: match server_name.as_str() {
@@ -241,11 +249,20 @@ fn client_cert(
 }
 
 /// The lower-case type of an upgrade, and whether it is allowed.
-fn upgrade(message: hcm::http_connection_manager::UpgradeConfig, cx: &mut Context) -> Result<(Box<str>, bool)> {
+fn upgrade(
+    message: hcm::http_connection_manager::UpgradeConfig,
+    disabled_guards: &mut Vec<Box<str>>,
+    cx: &mut Context,
+) -> Result<(Box<str>, bool)> {
     let hcm::http_connection_manager::UpgradeConfig { upgrade_type, filters, enabled } = message;
     // A chain of its own has the router too; what else is in it is judged like everywhere.
-    let filters = http_filters(filters, cx);
-    cx.part(filters);
+    let chain = http_filters(filters, cx);
+    let chain = cx.part(chain);
+    if !chain.filters.is_empty() {
+        let message = "config_discovery is not supported here: filters of upgrades stand in place";
+        cx.record_all([cx.error_at("filters", message)]);
+    }
+    disabled_guards.extend(chain.disabled_guards);
     Ok((upgrade_type.to_ascii_lowercase().into(), flag(enabled, true)))
 }
 

@@ -4,10 +4,12 @@ use super::access_log::access_logs;
 use super::address::{Place, address, place};
 use super::any;
 use super::context::{Context, Result};
+use super::extension::dynamic_filter;
 use super::filter_chain::filter_chain;
 use super::hash::shell_hash;
 use super::model::{
-    Address, FilterChainConfig, ListenerConfig, ListenerFilterConfig, ListenerFilterPredicate, TrafficDirection,
+    Address, FilterChainConfig, FilterPlace, ListenerConfig, ListenerFilterConfig, ListenerFilterKind,
+    ListenerFilterPredicate, TrafficDirection,
 };
 use super::pb::{core, extensions, google, listener, types};
 use std::collections::HashMap;
@@ -21,6 +23,9 @@ const BUFFER_LIMIT: u32 = 1 << 20;
 const LISTENER_FILTERS_TIMEOUT: Duration = Duration::from_secs(15);
 /// The kernel cuts it down to `net.core.somaxconn`.
 const BACKLOG: u32 = i32::MAX as u32;
+
+const ORIGINAL_DST: &str = "envoy.extensions.filters.listener.original_dst.v3.OriginalDst";
+const ALWAYS_RUN: &str = "found filter_disabled on original_dst, expected none: it is always run";
 
 /// `filter_disabled` may nest; deeper than this is refused.
 const MAX_DEPTH: usize = 16;
@@ -178,29 +183,43 @@ fn distinct_matches(chains: &[(usize, FilterChainConfig)], cx: &Context) {
 }
 
 fn listener_filter(message: listener::ListenerFilter, cx: &mut Context) -> Result<ListenerFilterConfig> {
-    use extensions::filters::listener::{http_inspector, original_dst, tls_inspector};
     use listener::listener_filter::ConfigType;
     let listener::ListenerFilter { name, filter_disabled, config_type } = message;
-    let config = match cx.required("typed_config", config_type)? {
-        ConfigType::TypedConfig(config) => config,
-        ConfigType::ConfigDiscovery(_) => return Err(any::refused("config_discovery", cx)),
-    };
     let disabled = match filter_disabled {
         None => ListenerFilterPredicate::Never,
         Some(message) => cx.at("filter_disabled", |cx| predicate(message, 0, cx))?,
     };
-    let kind = cx.at("typed_config", |cx| any::inner_type(&config, cx))?;
-    cx.at("typed_config", |cx| match kind.as_str() {
-        "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => {
-            let original_dst::v3::OriginalDst {} = any::unpack(config, cx)?;
-            match disabled {
-                ListenerFilterPredicate::Never => Ok(ListenerFilterConfig::OriginalDst),
-                _ => Err(cx.error("found filter_disabled on original_dst, expected none: it is always run")),
+    let config = match cx.required("typed_config", config_type)? {
+        ConfigType::TypedConfig(config) => config,
+        ConfigType::ConfigDiscovery(source) => {
+            let filter = dynamic_filter(&name, source, FilterPlace::Listener, false, cx)?;
+            if filter.types.iter().any(|kind| &**kind == ORIGINAL_DST)
+                && !matches!(disabled, ListenerFilterPredicate::Never)
+            {
+                return Err(cx.error_at("filter_disabled", ALWAYS_RUN));
             }
+            return Ok(ListenerFilterConfig::Dynamic(filter, disabled));
+        }
+    };
+    cx.at("typed_config", |cx| match (listener_filter_kind(&name, config, cx)?, disabled) {
+        (ListenerFilterKind::OriginalDst, ListenerFilterPredicate::Never) => Ok(ListenerFilterConfig::OriginalDst),
+        (ListenerFilterKind::OriginalDst, _) => Err(cx.error(ALWAYS_RUN)),
+        (ListenerFilterKind::HttpInspector, disabled) => Ok(ListenerFilterConfig::HttpInspector(disabled)),
+        (ListenerFilterKind::TlsInspector, disabled) => Ok(ListenerFilterConfig::TlsInspector(disabled)),
+    })
+}
+
+/// Which listener filter it is: none has anything to configure.
+pub(super) fn listener_filter_kind(name: &str, config: google::Any, cx: &mut Context) -> Result<ListenerFilterKind> {
+    use extensions::filters::listener::{http_inspector, original_dst, tls_inspector};
+    match any::inner_type(&config, cx)?.as_str() {
+        ORIGINAL_DST => {
+            let original_dst::v3::OriginalDst {} = any::unpack(config, cx)?;
+            Ok(ListenerFilterKind::OriginalDst)
         }
         "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => {
             let http_inspector::v3::HttpInspector {} = any::unpack(config, cx)?;
-            Ok(ListenerFilterConfig::HttpInspector(disabled))
+            Ok(ListenerFilterKind::HttpInspector)
         }
         "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => {
             let tls_inspector::v3::TlsInspector {
@@ -210,15 +229,15 @@ fn listener_filter(message: listener::ListenerFilter, cx: &mut Context) -> Resul
                 close_connection_on_client_hello_parsing_errors: _,
                 max_client_hello_size: _,
             } = any::unpack(config, cx)?;
-            Ok(ListenerFilterConfig::TlsInspector(disabled))
+            Ok(ListenerFilterKind::TlsInspector)
         }
         kind => {
-            cx.extension(&name, kind)?;
+            cx.extension(name, kind)?;
             Err(cx.error(format!(
                 "found {name} ({kind}), expected a listener filter: original_dst, tls_inspector or http_inspector"
             )))
         }
-    })
+    }
 }
 
 fn predicate(

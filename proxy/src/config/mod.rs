@@ -20,6 +20,7 @@ mod checked;
 mod cluster;
 mod dns;
 mod endpoint;
+mod extension;
 mod filter_chain;
 mod hash;
 mod hcm;
@@ -47,6 +48,7 @@ mod tests;
 pub use checked::{StaticResources, resources_of};
 pub use context::Context;
 pub use error::{ConfigError, Notices, ProblemKind, both, each_of};
+pub(crate) use http_filters::refuse_enabled;
 pub use matcher::check_regex;
 pub use static_resources::static_resources;
 
@@ -58,7 +60,7 @@ pub fn string_match(message: pb::matcher::StringMatcher) -> context::Result<mode
     matcher::string_match(message, &mut Context::default())
 }
 
-use model::{ClusterConfig, ListenerConfig, LoadAssignment, RouteConfig, SecretConfig};
+use model::{ClusterConfig, ExtensionConfig, ListenerConfig, LoadAssignment, RouteConfig, SecretConfig};
 use prost::Name;
 use std::sync::Arc;
 use xds_protos::Descriptors;
@@ -68,6 +70,7 @@ pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 pub const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 pub const ROUTE: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
 pub const ASSIGNMENT: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+pub const EXTENSION: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
 pub const RUNTIME: &str = "type.googleapis.com/envoy.service.runtime.v3.Runtime";
 pub const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 
@@ -79,6 +82,7 @@ pub enum Resource {
     Route(Arc<RouteConfig>),
     Assignment(Arc<LoadAssignment>),
     Secret(Arc<SecretConfig>),
+    Extension(Arc<ExtensionConfig>),
     /// The values of an RTDS layer.
     Runtime {
         name: Arc<str>,
@@ -95,6 +99,7 @@ impl Resource {
             Resource::Route(route) => &route.name,
             Resource::Assignment(assignment) => &assignment.cluster_name,
             Resource::Secret(secret) => &secret.name,
+            Resource::Extension(extension) => &extension.name,
             Resource::Runtime { name, .. } => name,
         }
     }
@@ -118,18 +123,20 @@ pub fn decode(type_url: &str, bytes: &[u8], cx: &mut Context) -> Result<Resource
         ROUTE => route(any::decode(bytes, cx)?, cx).map(|r| Resource::Route(Arc::new(r))),
         ASSIGNMENT => assignment(any::decode(bytes, cx)?, cx).map(|a| Resource::Assignment(Arc::new(a))),
         SECRET => secret(any::decode(bytes, cx)?, cx).map(|s| Resource::Secret(Arc::new(s))),
+        EXTENSION => extension(any::decode(bytes, cx)?, cx).map(|e| Resource::Extension(Arc::new(e))),
         RUNTIME => {
             let converted = bootstrap::runtime_layer(any::decode(bytes, cx)?, cx);
             cx.finish(converted)
         }
         other => Err(cx.error(format!(
-            "found a resource of type {:?}, expected {}, {}, {}, {}, {} or {}",
+            "found a resource of type {:?}, expected {}, {}, {}, {}, {}, {} or {}",
             any::type_name(other),
             pb::cluster::Cluster::full_name(),
             pb::listener::Listener::full_name(),
             pb::route::RouteConfiguration::full_name(),
             pb::endpoint::ClusterLoadAssignment::full_name(),
             pb::tls::Secret::full_name(),
+            pb::core::TypedExtensionConfig::full_name(),
             pb::runtime::Runtime::full_name(),
         ))),
     }
@@ -254,5 +261,14 @@ pub fn assignment(
 /// Every problem that was found.
 pub fn secret(message: pb::tls::Secret, cx: &mut Context) -> Result<SecretConfig, ConfigError> {
     let converted = secret::secret(message, cx);
+    cx.finish(converted)
+}
+
+/// Converts the configuration of a filter that comes by ECDS.
+///
+/// # Errors
+/// Every problem that was found.
+pub fn extension(message: pb::core::TypedExtensionConfig, cx: &mut Context) -> Result<ExtensionConfig, ConfigError> {
+    let converted = extension::extension(message, cx);
     cx.finish(converted)
 }

@@ -42,6 +42,7 @@ pub(super) fn route_configuration(
     } = message;
     // It does nothing by itself, and what would read it has its own answer.
     drop(metadata);
+    cx.enabled_filters.clear();
     let per_filter = per_filter_config(typed_per_filter_config, cx);
     cx.part(per_filter);
     let limits =
@@ -61,6 +62,7 @@ pub(super) fn route_configuration(
         ignore_path_parameters_in_path_matching,
         most_specific_header_mutations_wins,
         validate_clusters: validate_clusters.map_or(inline, |v| v.value),
+        enabled_filters: std::mem::take(&mut cx.enabled_filters),
     })
 }
 

@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use xds_protos::{Descriptors, Format, ParseOptions};
 
+mod filters;
+
 const SIDECAR: &str = include_str!("testdata/istio-bootstrap-sidecar.json");
 const GATEWAY: &str = include_str!("testdata/istio-bootstrap-gateway.json");
 const CLUSTERS: &str = include_str!("testdata/istio-clusters.json");
@@ -735,8 +737,8 @@ fn unknown_types_and_garbage_are_named() {
         decode("type.googleapis.com/istio.workload.Workload", &[], &mut cx).unwrap_err().to_string(),
         "found a resource of type \"istio.workload.Workload\", expected envoy.config.cluster.v3.Cluster, \
          envoy.config.listener.v3.Listener, envoy.config.route.v3.RouteConfiguration, \
-         envoy.config.endpoint.v3.ClusterLoadAssignment, envoy.extensions.transport_sockets.tls.v3.Secret \
-         or envoy.service.runtime.v3.Runtime"
+         envoy.config.endpoint.v3.ClusterLoadAssignment, envoy.extensions.transport_sockets.tls.v3.Secret, \
+         envoy.config.core.v3.TypedExtensionConfig or envoy.service.runtime.v3.Runtime"
     );
     let error = decode(CLUSTER, &[0xff; 7], &mut cx).unwrap_err().to_string();
     assert!(error.starts_with("found bytes that do not decode as envoy.config.cluster.v3.Cluster: "), "{error}");
@@ -764,7 +766,7 @@ fn damaged_bytes_never_panic() {
     for part in parts(LISTENERS).iter().filter(|p| p.to_string().len() < 20_000) {
         seeds.push((LISTENER, read::<pb::listener::Listener>(&part.to_string()).encode_to_vec()));
     }
-    for kind in [CLUSTER, LISTENER, ROUTE, ASSIGNMENT, SECRET] {
+    for kind in [CLUSTER, LISTENER, ROUTE, ASSIGNMENT, SECRET, EXTENSION] {
         for _ in 0..200 {
             let bytes: Vec<u8> = (0..random.usize(..64)).map(|_| random.u8(..)).collect();
             let _ = decode(kind, &bytes, &mut Context::default());

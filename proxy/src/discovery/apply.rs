@@ -177,7 +177,9 @@ impl Task {
                 Err(error) => {
                     let detail = error.to_string();
                     tracing::warn!("{} {name} rejected: {detail}", short_name(type_url));
-                    self.ledger.borrow_mut().rejected(type_url, &name, &own_version, bytes, &detail);
+                    // shown as what it is not, a message of another type would show what is secret in its own
+                    let kept = if body.type_url == type_url.as_str() { bytes } else { Bytes::new() };
+                    self.ledger.borrow_mut().rejected(type_url, &name, &own_version, kept, &detail);
                     refused.push((name, detail));
                 }
             }
@@ -220,6 +222,11 @@ impl Task {
             Some(Kind::Assignment) | None => {}
             Some(kind) => {
                 let wanted = (stream.clone(), kind, Arc::from(name));
+                if kind == Kind::Extension && good.is_none() {
+                    // as in Envoy, a filter whose first configuration is bad is not waited for
+                    let keys = self.wanted.get(&wanted).map_or(&[][..], |interest| interest.keys.as_slice());
+                    keys.iter().for_each(|key| self.give_up(kind, key));
+                }
                 if let Some(stats) = self.wanted.get(&wanted).and_then(|interest| interest.stats.as_deref()) {
                     stats.applied(version, good.is_some(), began.elapsed());
                     if matches!(good, Some(Taken::Held)) {
@@ -275,10 +282,14 @@ impl Task {
             Resource::Listener(listener) => self.listeners.add_or_update(listener, true).map(|_| Taken::Held),
             Resource::Route(route) => {
                 let table = RouteTable::compile(route, &self.services)?;
-                self.fill(stream, Kind::Route, name, |task, key| {
-                    task.held_tables.fill(key, table.clone(), &task.services);
-                    Ok(())
-                })
+                let Some(keys) = self.waiting_for(stream, Kind::Route, name) else { return Ok(Taken::Unwanted) };
+                self.services.routes.ask(keys, &table)?;
+                keys.iter().for_each(|key| self.held_tables.fill(key, table.clone(), &self.services));
+                Ok(Taken::Held)
+            }
+            Resource::Extension(extension) => {
+                let Some(keys) = self.waiting_for(stream, Kind::Extension, name) else { return Ok(Taken::Unwanted) };
+                self.services.extensions.fill_agreed(keys, &extension, version).map(|()| Taken::Held)
             }
             Resource::Assignment(assignment) => self.fill(stream, Kind::Assignment, name, |task, key| {
                 task.assignments.fill_version(key, assignment.clone(), version.clone());
@@ -307,9 +318,13 @@ impl Task {
         name: &str,
         give: impl Fn(&Task, &Key) -> Result<(), ConfigError>,
     ) -> Result<Taken, ConfigError> {
-        let wanted = (stream.clone(), kind, Arc::from(name));
-        let Some(interest) = self.wanted.get(&wanted) else { return Ok(Taken::Unwanted) };
-        interest.keys.iter().try_for_each(|key| give(self, key)).map(|()| Taken::Held)
+        let Some(keys) = self.waiting_for(stream, kind, name) else { return Ok(Taken::Unwanted) };
+        keys.iter().try_for_each(|key| give(self, key)).map(|()| Taken::Held)
+    }
+
+    /// The slots that take resources of this name from this stream.
+    fn waiting_for(&self, stream: &StreamId, kind: Kind, name: &str) -> Option<&[Key]> {
+        self.wanted.get(&(stream.clone(), kind, Arc::from(name))).map(|interest| interest.keys.as_slice())
     }
 
     /// Gives a slot what its stream has already delivered to another slot of the same name.
@@ -355,6 +370,12 @@ impl Task {
                 self.services.clusters.assignment_failed(name, AssignmentFailure::Empty);
                 tracing::info!("{what} {name} was removed by {stream}: the last endpoints stay in use");
             }
+            (Kind::Extension, true) => {
+                tracing::warn!("{what} {name} was removed by {stream}: its default is used, or nothing is served");
+                interest.keys.iter().for_each(|key| self.services.extensions.clear(key));
+                self.ledger.borrow_mut().gone(type_url, name);
+                return;
+            }
             (Kind::Route | Kind::Secret, true) => {
                 tracing::error!("{what} {name} was removed by {stream} and is still in use: the last one stays");
             }
@@ -389,6 +410,7 @@ fn short_name(type_url: &TypeUrl) -> &str {
         t if *t == TypeUrl::ENDPOINT => "cluster load assignment",
         t if *t == TypeUrl::SECRET => "secret",
         t if *t == TypeUrl::RUNTIME => "runtime layer",
+        t if *t == TypeUrl::EXTENSION => "extension config",
         t => t.message_name(),
     }
 }

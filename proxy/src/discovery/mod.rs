@@ -322,8 +322,7 @@ impl Task {
         let Some(source) = &key.source else { return };
         let wanted = (self.streams.id(source, &type_of(kind), Some(&key.name)), kind, key.name.clone());
         if let Some(stats) = self.wanted.get(&wanted).and_then(|interest| interest.stats.as_deref()) {
-            stats.update_attempt.inc();
-            stats.init_fetch_timeout.inc();
+            stats.timed_out();
         }
     }
 
@@ -332,6 +331,7 @@ impl Task {
             Kind::Route => self.services.routes.get(key).is_some_and(|s| !s.is_settled()),
             Kind::Secret => self.services.secrets.store.get(key).is_some_and(|s| !s.is_settled()),
             Kind::Assignment => self.assignments.get(key).is_some_and(|s| !s.is_settled()),
+            Kind::Extension => self.services.extensions.get(key).is_some_and(|s| !s.is_settled()),
         }
     }
 
@@ -340,6 +340,7 @@ impl Task {
             Kind::Route => self.services.routes.get(key).is_some(),
             Kind::Secret => self.services.secrets.store.get(key).is_some(),
             Kind::Assignment => self.assignments.get(key).is_some(),
+            Kind::Extension => self.services.extensions.get(key).is_some(),
         }
     }
 
@@ -348,6 +349,7 @@ impl Task {
             Kind::Route => self.services.routes.give_up(key),
             Kind::Secret => self.services.secrets.store.give_up(key),
             Kind::Assignment => self.assignments.give_up(key),
+            Kind::Extension => self.services.extensions.give_up(key),
         }
     }
 
@@ -504,13 +506,18 @@ fn subscription_stats(services: &Services, kind: Kind, key: &Key) -> Option<Box<
             let prefix = services.routes.get(key).map(|slot| slot.stats_prefix().to_owned()).unwrap_or_default();
             SubscriptionStats::of_routes(services.registry.scope(&format!("{prefix}rds.{}.", key.name)))
         }
+        Kind::Extension => {
+            let slot = services.extensions.get(key);
+            let prefix = slot.map(|slot| slot.stats_prefix().to_owned()).unwrap_or_default();
+            SubscriptionStats::of_extensions(services.registry.scope(&format!("{prefix}{}.", key.name)))
+        }
     };
     Some(Box::new(stats))
 }
 
 /// The slots that resources of this type fill; `None` for the types that are asked for as a whole.
 fn kind_of(type_url: &TypeUrl) -> Option<Kind> {
-    [Kind::Route, Kind::Secret, Kind::Assignment].into_iter().find(|kind| type_of(*kind) == *type_url)
+    [Kind::Route, Kind::Secret, Kind::Assignment, Kind::Extension].into_iter().find(|kind| type_of(*kind) == *type_url)
 }
 
 /// The xDS type that fills slots of this kind.
@@ -519,5 +526,6 @@ fn type_of(kind: Kind) -> TypeUrl {
         Kind::Route => TypeUrl::ROUTE,
         Kind::Secret => TypeUrl::SECRET,
         Kind::Assignment => TypeUrl::ENDPOINT,
+        Kind::Extension => TypeUrl::EXTENSION,
     }
 }

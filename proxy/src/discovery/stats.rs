@@ -24,8 +24,10 @@ pub struct SubscriptionStats {
     /// Of subscriptions that have a stream of their own.
     control_plane: OnceCell<ControlPlaneStats>,
     scope: Scope,
-    /// Of route configurations: those that changed something.
+    /// Of route configurations and filters: those that changed something.
     config_reload: Option<Counter>,
+    /// Of filters: whatever else came of an update.
+    config_fail: Option<Counter>,
     /// What only some types have, kept because a stat lives as long as its handles.
     _own: Vec<Counter>,
 }
@@ -45,6 +47,7 @@ impl SubscriptionStats {
             update_duration: scope.histogram("update_duration", Unit::Milliseconds),
             control_plane: OnceCell::new(),
             config_reload: None,
+            config_fail: None,
             _own: own.iter().map(|name| scope.counter(name)).collect(),
             scope,
         }
@@ -54,6 +57,21 @@ impl SubscriptionStats {
     pub fn of_routes(scope: Scope) -> SubscriptionStats {
         let config_reload = Some(scope.counter("config_reload"));
         SubscriptionStats { config_reload, ..SubscriptionStats::new(scope, &["update_empty"]) }
+    }
+
+    /// As `new`, for the configuration of a filter.
+    pub fn of_extensions(scope: Scope) -> SubscriptionStats {
+        let (config_reload, config_fail) = (Some(scope.counter("config_reload")), Some(scope.counter("config_fail")));
+        SubscriptionStats { config_reload, config_fail, ..SubscriptionStats::new(scope, &["config_conflict"]) }
+    }
+
+    /// The first fetch took longer than `initial_fetch_timeout`.
+    pub fn timed_out(&self) {
+        self.update_attempt.inc();
+        self.init_fetch_timeout.inc();
+        if let Some(failures) = &self.config_fail {
+            failures.inc();
+        }
     }
 
     /// An update changed something.
@@ -73,6 +91,9 @@ impl SubscriptionStats {
         self.update_attempt.inc();
         if !accepted {
             self.update_rejected.inc();
+            if let Some(failures) = &self.config_fail {
+                failures.inc();
+            }
             return;
         }
         self.update_success.inc();
@@ -199,7 +220,7 @@ pub struct DiscoveryStats {
     pub listeners: SubscriptionStats,
     /// Of the aggregated stream, if the bootstrap has one.
     pub control_plane: Option<ControlPlaneStats>,
-    types: [(TypeUrl, TypeStats); 6],
+    types: [(TypeUrl, TypeStats); 7],
 }
 
 impl DiscoveryStats {
@@ -210,6 +231,7 @@ impl DiscoveryStats {
             (TypeUrl::ROUTE, "rds"),
             (TypeUrl::ENDPOINT, "eds"),
             (TypeUrl::SECRET, "sds"),
+            (TypeUrl::EXTENSION, "ecds"),
             (TypeUrl::RUNTIME, "rtds"),
         ];
         DiscoveryStats {

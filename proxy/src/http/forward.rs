@@ -460,7 +460,7 @@ fn refuse(exchange: &mut Exchange, failed: &Failed, retries: u32) -> Reply {
 
 /// Whether the router is told to add no `x-envoy-` headers.
 pub(super) fn suppresses(exchange: &Exchange) -> bool {
-    exchange.down.manager.config.router.as_ref().is_some_and(|r| r.suppress_envoy_headers)
+    exchange.down.manager.suppresses_envoy_headers()
 }
 
 fn reset_details(reason: &str, detail: &str) -> Cow<'static, str> {

@@ -15,6 +15,9 @@ pub(super) struct ListenerStats {
     pub listener_filter_error: Counter,
     pub listener_filter_remote_close: Counter,
     pub no_filter_chain_match: Counter,
+    /// A listener filter, or a network filter, was not delivered by ECDS.
+    pub extension_config_missing: Counter,
+    pub network_extension_config_missing: Counter,
     /// By worker: total and active.
     workers: Vec<(Counter, Gauge)>,
     pub inspectors: InspectorStats,
@@ -38,6 +41,8 @@ impl ListenerStats {
             listener_filter_error: scope.counter("downstream_listener_filter_error"),
             listener_filter_remote_close: scope.counter("downstream_listener_filter_remote_close"),
             no_filter_chain_match: scope.counter("no_filter_chain_match"),
+            extension_config_missing: scope.counter("extension_config_missing"),
+            network_extension_config_missing: scope.counter("network_extension_config_missing"),
             workers: (0..workers)
                 .map(|n| scope.scope(&format!("worker_{n}.")))
                 .map(|w| (w.counter("downstream_cx_total"), w.gauge("downstream_cx_active")))

@@ -34,6 +34,7 @@ fn world() -> World {
         secrets,
         clusters: clusters.clone(),
         routes: Arc::new(Store::new(Kind::Route, wants())),
+        extensions: Arc::new(Store::new(Kind::Extension, wants())),
         log_files: LogFiles::new(Duration::from_secs(1)),
         drain: Drain::root(Strategy::Gradual),
         node_id: String::new(),
@@ -350,7 +351,8 @@ fn what_cannot_be_bound_is_refused_and_says_what_to_check() {
         let error = w.manager.add_or_update(Arc::new(config), true).err().unwrap().to_string();
         assert!(error.contains("has duplicate address"), "{error}");
         assert_eq!(w.value("listener_manager.listener_create_failure"), 2);
-        assert!(w.manager.views()[0].addresses.is_empty());
+        let [view] = &w.manager.views()[..] else { panic!("one listener") };
+        assert_eq!((view.addresses.len(), &view.shown[..]), (0, &[Address::Socket(taken.local_addr().unwrap())][..]));
     });
 }
 
@@ -363,8 +365,10 @@ fn a_unix_socket_is_a_listener_too() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let mut config = listener(vec![chain("one", 1)]);
-        config.address = Address::Pipe { path: path.clone(), mode: 0o600 };
+        let address = Address::Pipe { path: path.clone(), mode: 0o600 };
+        config.address = address.clone();
         w.add(config);
+        assert_eq!(w.manager.views()[0].shown, [address]);
         tokio::task::yield_now().await;
         let mut stream = tokio::net::UnixStream::connect(path).await.unwrap();
         let mut got = [0; 3];

@@ -296,6 +296,7 @@ impl Build<'_> {
                 Kind::Route => config::ROUTE,
                 Kind::Assignment => config::ASSIGNMENT,
                 Kind::Secret => config::SECRET,
+                Kind::Extension => config::EXTENSION,
             };
             // conversion knows the static ones
             if let Some(source) = &key.source {
@@ -456,7 +457,7 @@ fn resource(
         Resource::Secret(secret) => {
             services.secrets.update(&SlotKey { name: secret.name.clone(), source: None }, secret.kind.clone())
         }
-        Resource::Assignment(_) | Resource::Runtime { .. } => Ok(()),
+        Resource::Assignment(_) | Resource::Runtime { .. } | Resource::Extension(_) => Ok(()),
     }?;
     Ok(resource.name().to_owned())
 }

@@ -163,7 +163,7 @@ impl ClusterManager {
 
     /// The slot of this name, made when it is new. Slots live as long as somebody holds them.
     pub fn slot(&self, name: &str) -> Arc<ClusterSlot> {
-        self.state().slot(name, &self.slot_ids)
+        self.state().slot(name, &self.slot_ids, || name.into())
     }
 
     /// Takes a configuration; warming goes on by itself on the calling thread's `LocalRuntime` (`spawn_local`). An
@@ -178,7 +178,7 @@ impl ClusterManager {
         added_via_api: bool,
     ) -> Result<Update, ConfigError> {
         let mut state = self.state();
-        let slot = state.slot(&config.name, &self.slot_ids);
+        let slot = state.slot(&config.name, &self.slot_ids, || Arc::clone(&config.name));
         let running = slot.load();
         if let Some(entry) = state.clusters.get_mut(&config.name) {
             let of_bootstrap = running.as_ref().is_some_and(|c| !c.added_via_api);
@@ -274,6 +274,12 @@ impl ClusterManager {
                 }
             };
             state.lingering.insert(name, spawn(end, None));
+        } else if state.slots.get(&name).is_some_and(|slot| slot.strong_count() == 0) {
+            // what is left of it takes as much memory as before
+            state.slots.remove(&name);
+            if state.slots.len() < state.slots.capacity() / 8 {
+                state.slots.shrink_to_fit();
+            }
         }
         self.stats.removed.inc();
         self.count(&mut state, phase, Phase::default());
@@ -393,9 +399,9 @@ impl ClusterManager {
         Some(Arc::new(XdsConnector::new(slot)))
     }
 
-    /// Every live cluster, by name, as /clusters shows it.
-    pub fn statuses(&self) -> Vec<ClusterStatus> {
-        self.clusters().iter().map(|cluster| ClusterStatus::of(cluster)).collect()
+    /// Every live cluster, by name, as /clusters shows it; each looked at when its turn comes.
+    pub fn statuses(&self) -> impl Iterator<Item = ClusterStatus> + use<> {
+        self.clusters().into_iter().map(|cluster| ClusterStatus::of(&cluster))
     }
 
     /// Every live cluster, by name.
@@ -447,7 +453,7 @@ fn spawn(task: impl Future<Output = ()> + 'static, follows: Option<Arc<Slot<Load
 }
 
 impl State {
-    fn slot(&mut self, name: &str, ids: &Arc<SlotIds>) -> Arc<ClusterSlot> {
+    fn slot(&mut self, name: &str, ids: &Arc<SlotIds>, shared: impl FnOnce() -> Arc<str>) -> Arc<ClusterSlot> {
         if let Some(slot) = self.slots.get(name).and_then(Weak::upgrade) {
             return slot;
         }
@@ -455,7 +461,7 @@ impl State {
             self.slots.retain(|_, slot| slot.strong_count() > 0);
             self.clean_at = (self.slots.len() * 2).max(64);
         }
-        let name: Arc<str> = name.into();
+        let name = shared();
         let slot = ClusterSlot::new(Arc::clone(&name), ids);
         self.slots.insert(name, Arc::downgrade(&slot));
         slot
@@ -729,6 +735,7 @@ mod tests {
             let unnamed = manager.slot("a").load().unwrap();
             assert!(manager.remove("a"));
             assert!(unnamed.is_retired(), "nobody named it");
+            assert!(manager.state().slots.is_empty(), "nothing is left of it");
         });
     }
 
@@ -861,9 +868,9 @@ mod tests {
             manager.add_or_update(fixed("a", 1, 1), false).unwrap();
             assert_eq!(manager.add_or_update(fixed("a", 2, 2), true), Ok(Update::Unchanged));
             assert!(!manager.remove("a"));
-            let [status] = &manager.statuses()[..] else { panic!("one cluster") };
+            let [status] = &manager.statuses().collect::<Vec<_>>()[..] else { panic!("one cluster") };
             assert_eq!((&*status.name, status.added_via_api, status.hosts.len()), ("a", false, 1));
-            assert_eq!((status.hosts[0].health_flags, status.hosts[0].success_rate), ("healthy", -1.0));
+            assert_eq!((&*status.hosts[0].health.to_string(), status.hosts[0].success_rate), ("healthy", -1.0));
         });
     }
 

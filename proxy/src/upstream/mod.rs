@@ -36,7 +36,7 @@ pub use manager::{AssignmentFailure, ClusterManager, Update};
 pub use pool::{HttpLease, RequestBody, ResponseBody};
 pub use slot::ClusterSlot;
 pub use stats::ClusterStats;
-pub use status::{ClusterStatus, HostStatus};
+pub use status::{ClusterStatus, HealthFlags, HostStatus, OutlierStatus};
 pub use tcp::{TcpGuard, TcpLease};
 pub use worker::WorkerUpstream;
 

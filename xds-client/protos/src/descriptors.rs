@@ -9,6 +9,7 @@ use crate::json::load_json;
 use crate::node::{Node, Value};
 use crate::pb::google::protobuf::{Any, Struct};
 use crate::print::{self, Style};
+use crate::redact;
 use crate::rules::{self, Violation};
 use crate::table::Message;
 use crate::yaml::load_yaml;
@@ -171,6 +172,11 @@ impl Descriptors {
     /// Prints a message of a Rust type as Envoy's admin pages do.
     pub fn print<T: prost::Message + Name>(&self, message: &T, style: Style) -> serde_json::Value {
         self.to_json(&T::full_name(), &message.encode_to_vec(), style)
+    }
+
+    /// Takes the secrets out of what an Any holds, as [`Style::redact`] does in print.
+    pub fn redact(&self, any: &mut Any) {
+        redact::redact_any(any);
     }
 
     /// Looks for fields that a message on the wire has and its type does not, and for deprecated ones. `None` when the

@@ -30,6 +30,8 @@ pub(crate) struct Encoder<'a> {
     path: Vec<Step<'a>>,
     /// Below a field that was set before: defaults are written too, to replace what stands there.
     again: bool,
+    /// Below a sensitive field: errors must not say what stands there.
+    secret: bool,
     pub(crate) unknown: Vec<FieldPath>,
     pub(crate) deprecated: Vec<FieldPath>,
     pub(crate) errors: Vec<LoadError>,
@@ -38,7 +40,7 @@ pub(crate) struct Encoder<'a> {
 impl<'a> Encoder<'a> {
     pub(crate) fn new(file: Option<&'a str>, allow_unknown: bool) -> Encoder<'a> {
         let (unknown, deprecated, errors) = (Vec::new(), Vec::new(), Vec::new());
-        Encoder { file, allow_unknown, path: Vec::new(), again: false, unknown, deprecated, errors }
+        Encoder { file, allow_unknown, path: Vec::new(), again: false, secret: false, unknown, deprecated, errors }
     }
 
     fn path(&self) -> String {
@@ -64,7 +66,8 @@ impl<'a> Encoder<'a> {
     }
 
     fn mismatch(&mut self, node: &Node, expected: impl Into<String>) {
-        self.error(node.at, node.describe(), expected);
+        let found = if self.secret { node.kind().into() } else { node.describe() };
+        self.error(node.at, found, expected);
     }
 
     fn within(&mut self, step: Step<'a>, walk: impl FnOnce(&mut Self)) {
@@ -131,7 +134,12 @@ impl<'a> Encoder<'a> {
     fn object(&mut self, message: Message, node: &'a Node, out: &mut Vec<u8>) {
         match &node.value {
             Value::Map(entries) => self.fields(message, entries, "", out),
-            _ => self.mismatch(node, format!("an object ({})", message.name())),
+            _ => {
+                let expected = format!("an object ({})", message.name());
+                // what is one level too high may well be what belongs into such a field
+                let secret = self.secret || message.fields().any(Field::is_sensitive);
+                self.error(node.at, if secret { node.kind().into() } else { node.describe() }, expected);
+            }
         }
     }
 
@@ -164,6 +172,8 @@ impl<'a> Encoder<'a> {
             } else {
                 met.push(field);
             }
+            let open = !self.secret && field.is_sensitive();
+            self.secret |= open;
             self.within(Step::Field(field.name()), |this| {
                 if field.is_deprecated() && !is_absent(field, node) {
                     let name = format!("{}.{}", message.name(), field.name());
@@ -172,17 +182,23 @@ impl<'a> Encoder<'a> {
                 this.field(field, node, out);
             });
             self.again = outer;
+            self.secret &= !open;
         }
     }
 
     fn unknown_field(&mut self, message: Message, key: &'a Key) {
         let parent = self.path();
         let path = if parent.is_empty() { key.name.clone() } else { format!("{parent}.{}", key.name) };
+        let near = || nearest(&key.name, message.fields().map(Field::name));
+        // a secret between braces reads as the name of a field
+        let hidden = self.secret && near().is_none();
+        let path = if hidden { parent } else { path };
         if self.allow_unknown {
-            self.unknown.push(FieldPath { path, name: format!("{}.{}", message.name(), key.name) });
+            let name = if hidden { "[redacted]" } else { &key.name };
+            self.unknown.push(FieldPath { path, name: format!("{}.{name}", message.name()) });
         } else if self.errors.len() < MAX_ERRORS {
             let mut expected = format!("a field of {}", message.name());
-            if let Some(near) = nearest(&key.name, message.fields().map(Field::name)) {
+            if let Some(near) = near() {
                 let _ = write!(expected, " (did you mean \"{near}\"?)");
             }
             let file = self.file.map(str::to_owned);
@@ -233,7 +249,10 @@ impl<'a> Encoder<'a> {
                 put_nested(out, field.number(), |out| {
                     match scalar::from_text(key_field.kind(), &key.name) {
                         Some(parsed) => scalar::put(key_field.number(), key_field.kind(), &parsed, out),
-                        None => this.error(key.at, quote(&key.name), scalar::expectation(key_field.kind())),
+                        None => {
+                            let found = if this.secret { "a string".into() } else { quote(&key.name) };
+                            this.error(key.at, found, scalar::expectation(key_field.kind()));
+                        }
                     }
                     this.field(value_field, value, out);
                 });
@@ -283,7 +302,7 @@ impl<'a> Encoder<'a> {
                 put_varint(out, i64::from(number) as u64);
             }
             None => match &node.value {
-                Value::Text(name) if self.allow_unknown => {
+                Value::Text(name) if self.allow_unknown && !self.secret => {
                     self.unknown.push(FieldPath { path: self.path(), name: format!("{}.{name}", values.name()) });
                 }
                 _ => self.mismatch(node, expected_enum(values, node)),

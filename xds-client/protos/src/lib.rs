@@ -17,6 +17,7 @@ mod node;
 mod print;
 #[cfg(test)]
 mod quirks;
+mod redact;
 mod rules;
 mod scalar;
 pub mod table;

@@ -406,6 +406,25 @@ tls_certificate:
 }
 
 #[test]
+fn errors_do_not_say_what_is_secret() {
+    let secret = "envoy.extensions.transport_sockets.tls.v3.Secret";
+    let wrong = [
+        ("tls_certificate: {private_key: hunter2}", "tls_certificate.private_key: found a string, expected an object"),
+        ("tls_certificate: {private_key: {inline_bytes: '!hunter2'}}", "found a string, expected a string in base64"),
+        ("tls_certificate: {private_key: {inline_string: 4711}}", "inline_string: found a number, expected a string"),
+        ("tls_certificate: {private_key: {hunter2: x}}", "tls_certificate.private_key: found an unknown field"),
+        ("tls_certificate: {private_key: {inline_sting: x}}", "private_key.inline_sting: found an unknown field"),
+        ("tls_certificate: hunter2", "tls_certificate: found a string, expected an object"),
+        ("session_ticket_keys: {keys: [hunter2]}", "session_ticket_keys.keys[0]: found a string, expected an object"),
+        ("tls_certificate: {certificate_chain: shown}", "tls_certificate.certificate_chain: found \"shown\""),
+    ];
+    for (text, expected) in wrong {
+        let error = refused(secret, text);
+        assert!(error.contains(expected) && !error.contains("hunter2") && !error.contains("4711"), "{text}: {error}");
+    }
+}
+
+#[test]
 fn what_cannot_be_expanded_is_kept() {
     let unknown = Any { type_url: "t/foo.Bar".into(), value: vec![1, 2, 3] };
     let broken = Any { type_url: format!("t/{CLUSTER}"), value: vec![0xff] };

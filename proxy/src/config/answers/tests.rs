@@ -10,7 +10,7 @@ use xds_protos::table::{Field, FieldType, Message, Special};
 use xds_protos::wire::Raw;
 
 /// Where configuration starts: what a file or a control plane may send.
-const ROOTS: [&str; 8] = [
+const ROOTS: [&str; 9] = [
     "envoy.config.bootstrap.v3.Bootstrap",
     "envoy.config.listener.v3.Listener",
     "envoy.config.route.v3.RouteConfiguration",
@@ -19,6 +19,7 @@ const ROOTS: [&str; 8] = [
     "envoy.config.endpoint.v3.ClusterLoadAssignment",
     "envoy.extensions.transport_sockets.tls.v3.Secret",
     "envoy.service.runtime.v3.Runtime",
+    "envoy.config.core.v3.TypedExtensionConfig",
 ];
 
 #[test]

@@ -26,8 +26,6 @@ pub struct ClusterConfig {
     /// Updates of endpoints that change no member wait so long for others. `None`: they do not wait, which is what
     /// Envoy 1.40 does when nothing is configured, whatever its documentation says of a default.
     pub update_merge_window: Option<Duration>,
-    /// `metadata.filter_metadata`, by filter name.
-    pub metadata: Arc<BTreeMap<String, serde_json::Value>>,
     /// Hash of the message: an equal one is no update.
     pub hash: u64,
 }
@@ -49,7 +47,6 @@ impl ClusterConfig {
             tcp_keepalive: None,
             panic_threshold: 50.0,
             update_merge_window: None,
-            metadata: Arc::default(),
             hash: 0,
         }
     }

@@ -53,6 +53,8 @@ pub enum ListenerFilterConfig {
     OriginalDst,
     TlsInspector(ListenerFilterPredicate),
     HttpInspector(ListenerFilterPredicate),
+    /// ECDS says what it is; the predicate holds for whatever comes.
+    Dynamic(Arc<DynamicFilterConfig>, ListenerFilterPredicate),
 }
 
 /// When a listener filter is left out (`filter_disabled`).
@@ -120,6 +122,7 @@ pub enum DownstreamTransport {
 pub enum NetworkFilterConfig {
     HttpConnectionManager(Arc<HcmConfig>),
     TcpProxy(Arc<TcpProxyConfig>),
+    Dynamic(Arc<DynamicFilterConfig>),
 }
 
 /// `envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy`.

@@ -7,6 +7,7 @@
 mod access_log;
 mod bootstrap;
 mod cluster;
+mod extension;
 mod http;
 mod listener;
 mod matchers;
@@ -16,12 +17,14 @@ mod tls;
 pub use access_log::*;
 pub use bootstrap::*;
 pub use cluster::*;
+pub use extension::*;
 pub use http::*;
 pub use listener::*;
 pub use matchers::*;
 pub use route::*;
 pub use tls::*;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;

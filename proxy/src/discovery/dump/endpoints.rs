@@ -12,9 +12,11 @@ use xds_protos::pb::envoy::config::core::v3::address::Address as OneAddress;
 use xds_protos::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use xds_protos::pb::envoy::config::core::v3::{self as core, Locality, Metadata, Pipe, SocketAddress};
 use xds_protos::pb::envoy::config::endpoint::v3::cluster_load_assignment::Policy;
+use xds_protos::pb::envoy::config::endpoint::v3::cluster_load_assignment::policy::DropOverload;
 use xds_protos::pb::envoy::config::endpoint::v3::endpoint::HealthCheckConfig;
 use xds_protos::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use xds_protos::pb::envoy::config::endpoint::v3::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints};
+use xds_protos::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use xds_protos::pb::google::protobuf::{Any, UInt32Value};
 
 /// Envoy's default, in percent.
@@ -45,7 +47,7 @@ impl Shown {
         Shown { cluster: Arc::clone(cluster), name: Arc::clone(name), record, message }
     }
 
-    pub fn name(&self) -> &str {
+    pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
@@ -122,7 +124,7 @@ impl Shown {
             cluster_name: self.name.to_string(),
             endpoints: endpoints.collect(),
             policy: Some(Policy {
-                drop_overloads: policy.drop_overloads,
+                drop_overloads: policy.drop_overloads.into_iter().filter_map(in_millionths).collect(),
                 overprovisioning_factor: policy
                     .overprovisioning_factor
                     .or(Some(UInt32Value { value: OVERPROVISIONING })),
@@ -132,6 +134,21 @@ impl Shown {
         };
         Any { type_url: Api::Eds.type_url().as_str().to_owned(), value: assignment.encode_to_vec() }
     }
+}
+
+/// A share of requests to drop, as Envoy shows it; none of nothing.
+fn in_millionths(mut drop: DropOverload) -> Option<DropOverload> {
+    const MILLION: u64 = 1_000_000;
+    let share = drop.drop_percentage.as_mut().filter(|share| share.numerator > 0)?;
+    let of = match share.denominator() {
+        DenominatorType::Hundred => 100,
+        DenominatorType::TenThousand => 10_000,
+        DenominatorType::Million => MILLION,
+    };
+    // more than all is all
+    share.numerator = u32::try_from((u64::from(share.numerator) * MILLION / of).min(MILLION)).unwrap_or_default();
+    share.set_denominator(DenominatorType::Million);
+    Some(drop)
 }
 
 /// Region, zone, sub-zone.
@@ -174,4 +191,26 @@ fn address(address: &Address) -> core::Address {
         Address::Pipe { path, mode } => OneAddress::Pipe(Pipe { path: path.display().to_string(), mode: *mode }),
     };
     core::Address { address: Some(one) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xds_protos::pb::envoy::r#type::v3::FractionalPercent;
+
+    #[test]
+    fn shares_to_drop_are_shown_in_millionths() {
+        let shown = |numerator: u32, denominator: DenominatorType| {
+            let share = FractionalPercent { numerator, denominator: denominator.into() };
+            let drop = DropOverload { category: "x".into(), drop_percentage: Some(share) };
+            in_millionths(drop)
+                .and_then(|drop| drop.drop_percentage)
+                .map(|share| (share.numerator, share.denominator()))
+        };
+        let million = |numerator| Some((numerator, DenominatorType::Million));
+        assert_eq!(shown(30, DenominatorType::Hundred), million(300_000));
+        assert_eq!(shown(u32::MAX, DenominatorType::TenThousand), million(1_000_000));
+        assert_eq!(shown(7, DenominatorType::Million), million(7));
+        assert_eq!(shown(0, DenominatorType::Million), None);
+    }
 }

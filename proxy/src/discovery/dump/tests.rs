@@ -176,6 +176,56 @@ fn every_state_has_its_list() {
 }
 
 #[test]
+fn what_was_refused_stands_there_though_nothing_ever_ran() {
+    let mut ledger = ledger();
+    for (type_url, field) in [
+        (TypeUrl::ROUTE, "name"),
+        (TypeUrl::EXTENSION, "name"),
+        (TypeUrl::SECRET, "name"),
+        (TypeUrl::ENDPOINT, "cluster_name"),
+    ] {
+        ledger.rejected(&type_url, "refused", "9", wire(&type_url, &json!({ field: "refused" })), "no good");
+    }
+    let query = ConfigDumpQuery { include_eds: true, ..ConfigDumpQuery::default() };
+    let text = asked(&ledger, &query).unwrap();
+    let page: Value = serde_json::from_str(&text).unwrap();
+    for (section_name, list, inner, name) in [
+        ("RoutesConfigDump", "dynamic_route_configs", "route_config", "name"),
+        ("EcdsConfigDump", "ecds_filters", "ecds_filter", "name"),
+        ("SecretsConfigDump", "dynamic_warming_secrets", "secret", "name"),
+        ("EndpointsConfigDump", "dynamic_endpoint_configs", "endpoint_config", "cluster_name"),
+    ] {
+        let items = section(&page, section_name)[list].as_array().unwrap();
+        let one = items.iter().find(|item| item[inner][name] == "refused").unwrap_or_else(|| panic!("{text}"));
+        assert_eq!((&one["client_status"], &one["error_state"]["details"]), (&json!("NACKED"), &json!("no good")));
+        assert_eq!(one["error_state"]["failed_configuration"][name], "refused");
+    }
+    let without = asked(&ledger, &ConfigDumpQuery::default()).unwrap();
+    assert!(!without.contains("EndpointsConfigDump"));
+}
+
+#[test]
+fn there_are_sections_of_routes_only_beside_http() {
+    let mut ledger = Ledger::new(Rc::new(Says::default()));
+    let tcp = wire(&TypeUrl::LISTENER, &json!({"name": "tcp"}));
+    ledger.record_static(&TypeUrl::LISTENER, "tcp", tcp.into());
+    assert!(!asked(&ledger, &ConfigDumpQuery::default()).unwrap().contains("Routes"));
+    let resource = Some("dynamic_route_configs".to_owned());
+    assert_eq!(asked(&ledger, &ConfigDumpQuery { resource, ..Default::default() }).unwrap_err().status, 404);
+    ledger.accepted(&TypeUrl::LISTENER, "http", "1", listener("http", "r"));
+    let both = |ledger: &Ledger| {
+        let text = asked(ledger, &ConfigDumpQuery::default()).unwrap();
+        text.contains("v3.RoutesConfigDump") && text.contains("v3.ScopedRoutesConfigDump")
+    };
+    assert!(both(&ledger));
+    // the listener may be waiting for them
+    ledger.forget(&TypeUrl::LISTENER, "http");
+    assert!(!both(&ledger));
+    ledger.requested(&TypeUrl::ROUTE, "r");
+    assert!(both(&ledger));
+}
+
+#[test]
 fn a_query_narrows_it_as_envoys_does() {
     let query = |resource: &str, mask: &str, name: &str| {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());

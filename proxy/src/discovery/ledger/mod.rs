@@ -185,6 +185,15 @@ impl Ledger {
         });
     }
 
+    /// Its source says that there is no such resource, and nothing runs in its place.
+    pub fn gone(&mut self, type_url: &TypeUrl, name: &str) {
+        self.change(type_url, name, |_, record, _| {
+            record.missing = true;
+            record.running = None;
+            record.rare = None;
+        });
+    }
+
     /// The first fetch took longer than `initial_fetch_timeout`.
     pub fn timed_out(&mut self, type_url: &TypeUrl, name: &str) {
         self.change(type_url, name, |_, record, _| record.timed_out = true);

@@ -2,7 +2,8 @@
 
 use super::{Api, Ledger, Record, State};
 use crate::admin::LedgerQuery;
-use crate::discovery::dump::{name_matcher, timestamp, write_json};
+use crate::admin::write_json;
+use crate::discovery::dump::{name_matcher, timestamp};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use std::time::SystemTime;
