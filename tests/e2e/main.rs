@@ -12,6 +12,7 @@ mod cli;
 mod discovery;
 mod failures;
 mod go_control_plane;
+mod health;
 mod messages;
 mod netns;
 mod routing;

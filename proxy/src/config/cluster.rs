@@ -6,6 +6,7 @@ use super::context::{Context, Result};
 use super::dns::{self, DnsFields};
 use super::endpoint::{assignment, names};
 use super::hash::cluster_hash;
+use super::health::health_checks;
 use super::load_balancing;
 use super::matcher::percent;
 use super::model::{
@@ -38,7 +39,7 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         per_connection_buffer_high_watermark_timeout: _,
         lb_policy,
         load_assignment,
-        health_checks: _,
+        health_checks: checks,
         max_requests_per_connection,
         circuit_breakers,
         upstream_http_protocol_options,
@@ -66,7 +67,7 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         protocol_selection,
         upstream_connection_options,
         close_connections_on_host_health_failure,
-        ignore_health_on_host_removal: _,
+        ignore_health_on_host_removal,
         filters,
         load_balancing_policy,
         lrs_server: _,
@@ -127,7 +128,7 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
             "CLUSTER_PROVIDED is for clusters of type ORIGINAL_DST, and those take no other policy",
         ));
     }
-    let (panic_threshold, update_merge_window) =
+    let CommonLb { panic_threshold, update_merge_window, ignore_new_hosts_until_first_hc } =
         cx.at("common_lb_config", |cx| common_lb(common_lb_config.unwrap_or_default(), cx))?;
 
     let use_downstream_protocol = cx
@@ -141,13 +142,18 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         max_requests_per_connection,
         use_downstream_protocol,
     };
+    let http = upstream_http(typed_extension_protocol_options, deprecated, cx)?;
+    if is_original_dst && !checks.is_empty() {
+        return Err(cx.error_at("health_checks", "an ORIGINAL_DST cluster knows its endpoints from connections only"));
+    }
     Ok(ClusterConfig {
         stat_name: if alt_stat_name.is_empty() { name.clone() } else { alt_stat_name.into() },
         name,
         discovery,
         connect_timeout,
         lb,
-        http: upstream_http(typed_extension_protocol_options, deprecated, cx)?,
+        health_check: health_checks(checks, http.protocol, cx)?,
+        http,
         circuit_breakers: cx.at("circuit_breakers", |cx| breakers(circuit_breakers.unwrap_or_default(), cx))?,
         transport: upstream_transport(transport_socket, cx)?,
         transport_matches: cx.each("transport_socket_matches", transport_socket_matches, transport_match)?,
@@ -159,6 +165,8 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         panic_threshold,
         update_merge_window,
         close_connections_on_host_health_failure,
+        ignore_health_on_host_removal,
+        ignore_new_hosts_until_first_hc,
         metadata: Arc::new(metadata(cluster_metadata)),
         hash,
     })
@@ -309,19 +317,26 @@ fn fixed_port(port: Option<google::UInt32Value>, cx: &Context) -> Result<Option<
     port.map(|port| cx.port("upstream_port_override", port.value)).transpose()
 }
 
-/// The panic threshold and the merge window.
-fn common_lb(message: cluster::cluster::CommonLbConfig, cx: &mut Context) -> Result<(f64, Option<Duration>)> {
+/// What is read of `common_lb_config`.
+struct CommonLb {
+    panic_threshold: f64,
+    update_merge_window: Option<Duration>,
+    ignore_new_hosts_until_first_hc: bool,
+}
+
+fn common_lb(message: cluster::cluster::CommonLbConfig, cx: &mut Context) -> Result<CommonLb> {
     let cluster::cluster::CommonLbConfig {
         healthy_panic_threshold,
         update_merge_window,
-        ignore_new_hosts_until_first_hc: _,
+        ignore_new_hosts_until_first_hc,
         close_connections_on_host_set_change: _,
         consistent_hashing_lb_config: _,
         override_host_status: _,
         locality_config_specifier: _,
     } = message;
     let panic_threshold = percent(healthy_panic_threshold, "healthy_panic_threshold", cx)?.unwrap_or(PANIC_THRESHOLD);
-    Ok((panic_threshold, cx.timeout("update_merge_window", update_merge_window, None)?))
+    let update_merge_window = cx.timeout("update_merge_window", update_merge_window, None)?;
+    Ok(CommonLb { panic_threshold, update_merge_window, ignore_new_hosts_until_first_hc })
 }
 
 fn breakers(message: cluster::CircuitBreakers, cx: &mut Context) -> Result<[Thresholds; 2]> {

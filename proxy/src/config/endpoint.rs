@@ -2,6 +2,7 @@
 
 use super::address::{Place, place};
 use super::context::{Context, Result};
+use super::health::endpoint_check;
 use super::model::{Address, DnsLocality, Endpoint, HealthStatus, LoadAssignment, Locality, LocalityEndpoints};
 use super::pb::{core, endpoint};
 use super::source::metadata;
@@ -145,14 +146,14 @@ fn lb_endpoint<T>(
             cx.error_at("endpoint_name", format!("found {name:?}, expected a name of named_endpoints"))
         })?,
     };
-    let endpoint::Endpoint {
-        address,
-        health_check_config: _,
-        hostname,
-        additional_addresses: _,
-        observability_name: _,
-    } = endpoint;
+    let endpoint::Endpoint { address, health_check_config, hostname, additional_addresses: _, observability_name: _ } =
+        endpoint;
     let (place, _) = cx.at("endpoint", |cx| place(address, "address", cx))?;
+    let check = cx.at("endpoint", |cx| endpoint_check(health_check_config, cx))?;
+    let has_port = check.as_ref().is_some_and(|c| c.port != 0 && c.address.is_none());
+    if has_port && matches!(place, Place::Address(Address::Pipe { .. })) {
+        return Err(cx.error_at("endpoint.health_check_config.port_value", "a pipe has no port"));
+    }
     let weight = load_balancing_weight.map_or(1, |v| v.value);
     if weight == 0 {
         return Err(cx.error_at("load_balancing_weight", "found 0, expected at least 1"));
@@ -172,6 +173,7 @@ fn lb_endpoint<T>(
         health,
         weight,
         metadata: (!fields.is_empty()).then(|| Arc::new(fields)),
+        check,
     };
     Ok((target(place, cx)?, endpoint))
 }

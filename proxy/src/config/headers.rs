@@ -23,7 +23,7 @@ pub(super) fn header_ops(
     Ok(HeaderOps { add, remove })
 }
 
-fn header_add(message: core::HeaderValueOption, cx: &mut Context) -> Result<HeaderAdd> {
+pub(super) fn header_add(message: core::HeaderValueOption, cx: &mut Context) -> Result<HeaderAdd> {
     use core::header_value_option::HeaderAppendAction as Action;
     let core::HeaderValueOption { header, append, append_action, keep_empty_value } = message;
     let core::HeaderValue { key, value, raw_value } = cx.required("header", header)?;

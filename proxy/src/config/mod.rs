@@ -24,6 +24,7 @@ mod filter_chain;
 mod hash;
 mod hcm;
 mod headers;
+mod health;
 mod http_filters;
 mod http_options;
 mod listener;

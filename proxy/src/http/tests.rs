@@ -147,6 +147,7 @@ fn cluster(name: &str, address: SocketAddr, protocol: UpstreamProtocol) -> Clust
         health: HealthStatus::Healthy,
         weight: 1,
         metadata: None,
+        check: None,
     };
     let locality =
         LocalityEndpoints { locality: Locality::default(), priority: 0, weight: None, endpoints: vec![endpoint] };

@@ -81,6 +81,7 @@ impl World {
             health: HealthStatus::Healthy,
             weight: 1,
             metadata: None,
+            check: None,
         };
         let locality =
             LocalityEndpoints { locality: Locality::default(), priority: 0, weight: None, endpoints: vec![endpoint] };

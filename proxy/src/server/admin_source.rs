@@ -228,7 +228,14 @@ fn host_view(host: HostStatus) -> HostView {
                 HealthStatus::Degraded => EdsHealth::Degraded,
                 HealthStatus::Draining => EdsHealth::Draining,
             },
-            ..HealthView::default()
+            failed_active_check: host.active_health.failed(),
+            degraded_active_check: host.active_health.degraded(),
+            pending_dynamic_removal: host.active_health.pending_removal(),
+            pending_active_check: host.active_health.pending_check(),
+            excluded_via_immediate_check_fail: host.active_health.excluded(),
+            active_check_timeout: host.active_health.timed_out(),
+            // endpoints are not ejected
+            failed_outlier_check: false,
         },
         weight: host.weight,
         region: host.locality.region.to_string(),

@@ -5,6 +5,7 @@
 
 use super::cluster::{Applied, Cluster, Place};
 use super::dns::{self, Resolvers};
+use super::health::{self, ActiveHealth};
 use super::merge::Merging;
 use super::slot::{ClusterSlot, SlotIds};
 use super::status::ClusterStatus;
@@ -197,14 +198,19 @@ impl ClusterManager {
         let before = entry.phase();
         let source = Source::of(&cluster, &self.assignments);
         let settled = cluster.tls_contexts().all(|c| c.is_settled());
-        let update = match source {
-            Source::Fixed if settled => {
+        let update = match (cluster.health().cloned(), source) {
+            (Some(health), source) => {
+                let task = spawn(warm_checked(Arc::downgrade(self), Arc::clone(&cluster), source, health));
+                entry.warming = Some((cluster, task));
+                Update::Warming
+            }
+            (None, Source::Fixed) if settled => {
                 entry.warming = None;
                 entry.publish(&cluster, None);
                 entry.live = Some(Task(None));
                 Update::Live
             }
-            Source::Eds(slot) if settled && slot.is_settled() => {
+            (None, Source::Eds(slot)) if settled && slot.is_settled() => {
                 entry.warming = None;
                 let began = Instant::now();
                 cluster.update_stats().update_attempt.inc();
@@ -218,7 +224,7 @@ impl ClusterManager {
                 entry.live = Some(spawn(task));
                 Update::Live
             }
-            source => {
+            (None, source) => {
                 let task = spawn(warm(Arc::downgrade(self), Arc::clone(&cluster), source));
                 entry.warming = Some((cluster, task));
                 Update::Warming
@@ -276,6 +282,10 @@ impl ClusterManager {
                         targets.extend(names.map(|host| format!("target DNS {host}")));
                     }
                     ClusterDiscovery::Static(_) | ClusterDiscovery::OriginalDst { .. } => {}
+                }
+                if cluster.health().is_some_and(|health| health.has_begun()) {
+                    // the endpoints are known
+                    targets = vec!["target health checks".to_owned()];
                 }
                 targets.dedup();
                 (Arc::clone(name), targets)
@@ -372,8 +382,29 @@ impl ClusterManager {
         let Some(entry) = state.clusters.get_mut(&cluster.config.name) else { return };
         let before = entry.phase();
         let Some((warm, task)) = entry.warming.take() else { return };
-        if Arc::ptr_eq(&warm, cluster) {
+        if !Arc::ptr_eq(&warm, cluster) {
+            entry.warming = Some((warm, task));
+        } else if let Some(health) = cluster.health() {
+            // the endpoints are known, and are checked before they are used
+            entry.prepare(cluster, assignment);
+            entry.warming = Some((warm, task));
+            health.begin();
+        } else {
             entry.publish(cluster, assignment);
+            entry.live = Some(task);
+        }
+        let after = entry.phase();
+        self.count(&mut state, before, after);
+    }
+
+    /// Publishes a version whose endpoints have all had their first health check, unless another has taken its place.
+    fn checked(&self, cluster: &Arc<Cluster>) {
+        let mut state = self.state();
+        let Some(entry) = state.clusters.get_mut(&cluster.config.name) else { return };
+        let before = entry.phase();
+        let Some((warm, task)) = entry.warming.take() else { return };
+        if Arc::ptr_eq(&warm, cluster) {
+            entry.slot.publish(Some(warm));
             entry.live = Some(task);
         } else {
             entry.warming = Some((warm, task));
@@ -413,6 +444,12 @@ impl Entry {
     }
 
     fn publish(&self, cluster: &Arc<Cluster>, assignment: Option<&LoadAssignment>) {
+        self.prepare(cluster, assignment);
+        self.slot.publish(Some(Arc::clone(cluster)));
+    }
+
+    /// Gives a version its first endpoints.
+    fn prepare(&self, cluster: &Cluster, assignment: Option<&LoadAssignment>) {
         if let Some(running) = self.slot.load() {
             cluster.start_from(&running);
         }
@@ -422,7 +459,6 @@ impl Entry {
             }
             _ => {}
         }
-        self.slot.publish(Some(Arc::clone(cluster)));
     }
 }
 
@@ -443,6 +479,17 @@ impl Source {
             ClusterDiscovery::StrictDns { .. } | ClusterDiscovery::LogicalDns { .. } => Source::Dns,
         }
     }
+}
+
+/// As `warm`, and checks the health of the cluster's endpoints, before it is published and from then on.
+async fn warm_checked(manager: Weak<ClusterManager>, cluster: Arc<Cluster>, source: Source, health: Arc<ActiveHealth>) {
+    let all_checked = || {
+        if let Some(manager) = manager.upgrade() {
+            manager.checked(&cluster);
+        }
+    };
+    let checking = health::run(Arc::clone(&cluster), health, all_checked);
+    tokio::join!(warm(manager.clone(), Arc::clone(&cluster), source), checking);
 }
 
 /// Waits for everything a cluster needs, publishes it, and keeps its endpoints up to date from then on.
@@ -551,6 +598,7 @@ impl Following {
 mod tests {
     use super::*;
     use crate::config::model::{ConfigSource, ConfigSourceKind};
+    use crate::upstream::ActiveFlags;
     use crate::upstream::testing::{assignment, endpoint, manager};
 
     fn run<F: Future<Output = ()>>(test: F) {
@@ -722,7 +770,7 @@ mod tests {
             assert!(!manager.remove("a"));
             let [status] = &manager.statuses()[..] else { panic!("one cluster") };
             assert_eq!((&*status.name, status.added_via_api, status.hosts.len()), ("a", false, 1));
-            assert_eq!((status.hosts[0].health_flags, status.hosts[0].success_rate), ("healthy", -1.0));
+            assert_eq!((status.hosts[0].active_health, status.hosts[0].success_rate), (ActiveFlags::default(), -1.0));
         });
     }
 

@@ -1,6 +1,7 @@
 //! Clusters and hosts as the admin interface shows them. Reads only.
 
 use super::cluster::Cluster;
+use super::health::ActiveFlags;
 use super::host::{Host, HostFacts};
 use crate::config::model::{ClusterDiscovery, HealthStatus, Locality, Thresholds};
 use crate::net::UpstreamAddr;
@@ -33,8 +34,7 @@ pub struct HostStatus {
     pub rq_success: u64,
     pub rq_timeout: u64,
     pub rq_total: u64,
-    /// `healthy`, or flags as Envoy writes them, e.g. `/failed_eds_health`.
-    pub health_flags: &'static str,
+    pub active_health: ActiveFlags,
     pub eds_health: HealthStatus,
     pub weight: u32,
     pub locality: Arc<Locality>,
@@ -84,12 +84,7 @@ impl HostStatus {
             rq_success: counter(&stats.rq_success),
             rq_timeout: counter(&stats.rq_timeout),
             rq_total: counter(&stats.rq_total),
-            health_flags: match facts.health {
-                HealthStatus::Unknown | HealthStatus::Healthy => "healthy",
-                HealthStatus::Unhealthy | HealthStatus::Timeout => "/failed_eds_health",
-                HealthStatus::Draining => "/eds_status_draining",
-                HealthStatus::Degraded => "/degraded_eds_health",
-            },
+            active_health: host.active(),
             eds_health: facts.health,
             weight: facts.weight,
             locality: Arc::clone(&facts.locality),

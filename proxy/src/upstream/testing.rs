@@ -21,6 +21,7 @@ pub(super) fn endpoint_at(address: SocketAddr) -> Endpoint {
         health: HealthStatus::Healthy,
         weight: 1,
         metadata: None,
+        check: None,
     }
 }
 

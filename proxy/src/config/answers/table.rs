@@ -21,6 +21,7 @@ pub(super) const SUBJECTS: &[(&str, &str)] = &[
     ("Matchers, fractions and headers", include_str!("matcher.txt")),
     ("Clusters", include_str!("cluster.txt")),
     ("Endpoints", include_str!("endpoint.txt")),
+    ("Health checks", include_str!("health.txt")),
     ("Load balancing", include_str!("load_balancing.txt")),
     ("HTTP towards endpoints, and its codecs", include_str!("upstream_http.txt")),
     ("TLS and transport sockets", include_str!("tls.txt")),

@@ -24,6 +24,12 @@ pub struct ClusterConfig {
     /// Percent of healthy endpoints under which all are used; default 50.
     pub panic_threshold: f64,
     pub close_connections_on_host_health_failure: bool,
+    /// Endpoints are used only while they pass it.
+    pub health_check: Option<Arc<HealthCheck>>,
+    /// An endpoint that discovery takes away goes at once; else it stays while it passes its health checks.
+    pub ignore_health_on_host_removal: bool,
+    /// An endpoint that was never checked does not count when the load is spread.
+    pub ignore_new_hosts_until_first_hc: bool,
     /// Updates of endpoints that change no member wait so long for others. `None`: they do not wait, which is what
     /// Envoy 1.40 does when nothing is configured, whatever its documentation says of a default.
     pub update_merge_window: Option<Duration>,
@@ -50,6 +56,9 @@ impl ClusterConfig {
             tcp_keepalive: None,
             panic_threshold: 50.0,
             close_connections_on_host_health_failure: false,
+            health_check: None,
+            ignore_health_on_host_removal: false,
+            ignore_new_hosts_until_first_hc: false,
             update_merge_window: None,
             metadata: Arc::default(),
             hash: 0,
@@ -79,6 +88,13 @@ pub enum ClusterDiscovery {
         port_override: Option<u16>,
         cleanup_interval: Duration,
     },
+}
+
+impl ClusterDiscovery {
+    /// Endpoints come and go.
+    pub fn is_dynamic(&self) -> bool {
+        !matches!(self, ClusterDiscovery::Static(_))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -156,6 +172,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// `metadata.filter_metadata`, by filter name; `envoy.transport_socket_match` picks the transport.
     pub metadata: Option<Arc<BTreeMap<String, serde_json::Value>>>,
+    /// `None`: it is checked where it serves.
+    pub check: Option<Arc<EndpointCheck>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

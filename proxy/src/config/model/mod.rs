@@ -7,6 +7,7 @@
 mod access_log;
 mod bootstrap;
 mod cluster;
+mod health;
 mod http;
 mod listener;
 mod matchers;
@@ -16,6 +17,7 @@ mod tls;
 pub use access_log::*;
 pub use bootstrap::*;
 pub use cluster::*;
+pub use health::*;
 pub use http::*;
 pub use listener::*;
 pub use matchers::*;

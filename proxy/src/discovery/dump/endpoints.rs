@@ -1,8 +1,8 @@
 //! A cluster's live endpoints as `ClusterLoadAssignment`, in the shape that Envoy prints them in.
 
-use crate::config::model::{Address, ClusterDiscovery, HealthStatus};
+use crate::config::model::{Address, ClusterDiscovery};
 use crate::discovery::ledger::{Api, Ledger, Record};
-use crate::upstream::{Cluster, Host};
+use crate::upstream::{Cluster, Health, Host};
 use prost::Message;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -139,10 +139,10 @@ type Place = (String, String, String);
 
 fn lb_endpoint(host: &Host) -> LbEndpoint {
     let facts = host.facts();
-    let health = match facts.health {
-        HealthStatus::Unknown | HealthStatus::Healthy => core::HealthStatus::Healthy,
-        HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout => core::HealthStatus::Unhealthy,
-        HealthStatus::Degraded => core::HealthStatus::Degraded,
+    let health = match host.health() {
+        Health::Healthy => core::HealthStatus::Healthy,
+        Health::Degraded => core::HealthStatus::Degraded,
+        Health::Unhealthy => core::HealthStatus::Unhealthy,
     };
     let metadata = facts.metadata.as_ref().map(|metadata| Metadata {
         filter_metadata: metadata
