@@ -413,4 +413,83 @@ mod tests {
         assert_eq!((first.len(), second.len()), (1, 1), "one address is one host");
         assert!(!change.members && !change.facts);
     }
+
+    /// The flags of all hosts, by port.
+    fn flags(set: &EndpointSet) -> Vec<(String, ActiveFlags)> {
+        let mut all: Vec<_> = set.hosts().map(|h| (h.address.to_string(), h.active())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+
+    fn pass(set: &EndpointSet) -> EndpointSet {
+        set.hosts().for_each(|host| host.set_active(ActiveFlags::default()));
+        set.rechecked().0
+    }
+
+    #[test]
+    fn a_host_of_a_checked_cluster_is_used_when_it_passes_and_goes_when_it_fails() {
+        let checks = Checks { keep_passing: true, ignore_unchecked: false };
+        let both = assignment(vec![(0, vec![endpoint(1), endpoint(2)])]);
+        let (born, _) = EndpointSet::checked(checks).next(&both, 0.0);
+        assert_eq!((born.healthy(), born.shares.len()), (0, 0));
+        let passing = pass(&born);
+        assert_eq!((passing.healthy(), passing.shares.len()), (2, 1));
+        let one = assignment(vec![(0, vec![endpoint(1)])]);
+        let (kept, change) = passing.next(&one, 0.0);
+        assert_eq!((kept.len(), kept.healthy(), change.members), (2, 2, false));
+        let host = Arc::clone(kept.hosts().find(|h| h.active().pending_removal()).unwrap());
+        assert!(host.address.to_string().ends_with(":2") && kept.has_members_of(&one));
+        let (back, _) = kept.next(&both, 0.0);
+        assert!(flags(&back).iter().all(|(_, flags)| *flags == ActiveFlags::default()));
+        let (kept, _) = back.next(&one, 0.0);
+        host.set_active(host.active().with(ActiveFlags::FAILED, true));
+        let (gone, change) = kept.rechecked();
+        assert_eq!((gone.len(), change.members), (1, true));
+        assert!(Arc::ptr_eq(&change.removed[0], &host));
+    }
+
+    #[test]
+    fn what_failed_or_is_not_checked_goes_when_discovery_says_so() {
+        let checks = Checks { keep_passing: true, ignore_unchecked: false };
+        let mut unchecked = endpoint(2);
+        let check =
+            crate::config::model::EndpointCheck { port: 0, hostname: Box::default(), address: None, disabled: true };
+        unchecked.check = Some(Arc::new(check));
+        let all = assignment(vec![(0, vec![endpoint(1), unchecked])]);
+        let (set, _) = EndpointSet::checked(checks).next(&all, 0.0);
+        assert_eq!((set.healthy(), set.len()), (1, 2), "one that is not checked is healthy");
+        let (empty, change) = set.next(&assignment(vec![]), 0.0);
+        assert_eq!((empty.len(), change.removed.len()), (0, 2));
+        let at_once = Checks { keep_passing: false, ignore_unchecked: false };
+        let set = pass(&EndpointSet::checked(at_once).next(&all, 0.0).0);
+        assert_eq!(set.next(&assignment(vec![]), 0.0).0.len(), 0);
+    }
+
+    #[test]
+    fn hosts_that_were_never_checked_need_not_count() {
+        let checks = Checks { keep_passing: true, ignore_unchecked: true };
+        let set = pass(&EndpointSet::checked(checks).next(&assignment(vec![(0, vec![endpoint(1)])]), 50.0).0);
+        let more = assignment(vec![(0, vec![endpoint(1), endpoint(2), endpoint(3)]), (1, vec![endpoint(4)])]);
+        let (set, _) = set.next(&more, 50.0);
+        assert_eq!((set.healthy(), set.excluded()), (1, 3));
+        let shares: Vec<_> = set.shares.iter().map(|s| (s.priority, s.part, s.percent)).collect();
+        assert_eq!(shares, [(0, Part::Healthy, 100)], "one healthy host of three would be panic");
+        let none = EndpointSet::checked(checks).next(&more, 50.0).0;
+        assert_eq!((none.shares.len(), none.shares[0].part), (1, Part::All));
+    }
+
+    #[test]
+    fn another_host_of_equal_address_inherits_its_health() {
+        let checks = Checks { keep_passing: true, ignore_unchecked: false };
+        let set = pass(&EndpointSet::checked(checks).next(&assignment(vec![(0, vec![endpoint(1)])]), 0.0).0);
+        let mut renamed = endpoint(1);
+        renamed.hostname = "other".into();
+        let (next, change) = set.next(&assignment(vec![(0, vec![renamed.clone()])]), 0.0);
+        assert_eq!((next.healthy(), next.len(), change.members), (1, 1, true));
+        let check =
+            crate::config::model::EndpointCheck { port: 9, hostname: Box::default(), address: None, disabled: false };
+        renamed.check = Some(Arc::new(check));
+        let (next, _) = next.next(&assignment(vec![(0, vec![renamed])]), 0.0);
+        assert_eq!((next.healthy(), next.len()), (0, 1), "what is asked elsewhere may answer otherwise");
+    }
 }
