@@ -104,7 +104,7 @@ fn every_problem_is_reported_at_once() {
     - { name: a, connect_timeout: 0s, lb_policy: BEST, conect_timeout: 1s }
     - { name: b, type: EDS }
     - { name: b }
-    - { name: c, health_checks: [{ timeout: 1s, interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1, tcp_health_check: {} }] }
+    - { name: c, track_timeout_budgets: true }
 ",
     );
     let outcome = validate(file.path(), &[]);
@@ -125,7 +125,7 @@ fn every_problem_is_reported_at_once() {
     assert_eq!(report["problems"][0]["kind"], "syntax");
     assert_eq!(report["problems"][2]["kind"], "rule");
     assert!(
-        paths(&report, "warnings").contains(&"static_resources.clusters[3].health_checks[0]".to_owned()),
+        paths(&report, "warnings").contains(&"static_resources.clusters[3].track_timeout_budgets".to_owned()),
         "{report}"
     );
 }

@@ -137,6 +137,9 @@ async fn wait_until(at: Option<Instant>) {
     }
 }
 
+/// Envoy counts in milliseconds; anything shorter would keep the control thread from its other work.
+const LEAST_INTERVAL: Duration = Duration::from_millis(1);
+
 /// An interval that no clock can count to is as good as a year.
 fn after(wait: Duration) -> Instant {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -246,7 +249,7 @@ impl Rounds {
         session.kept = done.kept;
         let (pace, passed) = (&self.health.check.pace, matches!(done.verdict, Verdict::Pass { .. }));
         let base = interval(pace, passed, transition, self.cluster.has_connected());
-        let at = after(with_jitter(pace, base, |bound| fastrand::u64(..bound)));
+        let at = after(with_jitter(pace, base, |bound| fastrand::u64(..bound)).max(LEAST_INTERVAL));
         session.next = Next::At(at);
         self.due.insert((at, id));
         transition == Transition::Changed
