@@ -220,6 +220,17 @@ async fn a_failing_endpoint_leaves_and_comes_back() {
 }
 
 #[tokio::test]
+async fn endpoints_by_name_are_checked_too() {
+    let origin = Patient::start(false).await;
+    let fields = format!("type: STRICT_DNS\ndns_lookup_family: V4_ONLY\n{}", checks(HTTP));
+    let bed = bed(&cluster("a", &[origin.address], &fields)).await;
+    assert_eq!(flags(&bed.proxy, origin.address).await, "healthy");
+    assert_eq!(bed.client(WAYS[0]).await.get("a", "/").await.status, 200);
+    origin.set(500);
+    healthy(&bed.proxy, 0).await;
+}
+
+#[tokio::test]
 async fn all_endpoints_failing_is_panic() {
     let origin = Patient::start(false).await;
     origin.set(500);
