@@ -13,6 +13,7 @@ mod discovery;
 mod failures;
 mod go_control_plane;
 mod health;
+mod make_before_break;
 mod messages;
 mod netns;
 mod routing;

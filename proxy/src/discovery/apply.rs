@@ -276,7 +276,7 @@ impl Task {
             Resource::Route(route) => {
                 let table = RouteTable::compile(route, &self.services)?;
                 self.fill(stream, Kind::Route, name, |task, key| {
-                    task.services.routes.fill(key, table.clone());
+                    task.held_tables.fill(key, table.clone(), &task.services);
                     Ok(())
                 })
             }

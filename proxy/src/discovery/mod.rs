@@ -6,6 +6,7 @@
 mod apply;
 mod csds;
 mod dump;
+mod held;
 mod ledger;
 mod pending;
 mod stats;
@@ -22,6 +23,7 @@ use crate::runtime::Runtime;
 use crate::services::Services;
 use crate::slots::{Key, Kind, Store, Want};
 use crate::upstream::AssignmentFailure;
+use held::HeldTables;
 use ledger::{LedgerStats, Managers};
 use pending::Pending;
 use stats::{ControlPlaneStats, DiscoveryStats, SubscriptionStats};
@@ -101,6 +103,7 @@ impl Discovery {
             warned: HashSet::new(),
             noticed: Vec::new(),
             late: late_tx,
+            held_tables: HeldTables::default(),
             listeners_started: false,
             cold_clusters: Pending::default(),
             cold_listeners: Pending::default(),
@@ -179,6 +182,8 @@ struct Task {
     /// Fields without effect of the resource that was converted last.
     noticed: Vec<String>,
     late: mpsc::UnboundedSender<Late>,
+    /// Routes that wait for clusters.
+    held_tables: HeldTables,
     /// The first clusters are warm and listeners were asked for.
     listeners_started: bool,
     /// Updates of clusters, and of listeners, that are not live yet.

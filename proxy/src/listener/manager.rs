@@ -1,7 +1,7 @@
 //! All listeners, on the control thread: what runs, what warms, what drains.
 
 use super::ListenerView;
-use super::bind::{self, BoundListener};
+use super::bind::{self, Bound, BoundListener, Shared};
 use super::compiled::Listener;
 use super::stats::ManagerStats;
 use super::worker::{Command, Order};
@@ -35,6 +35,9 @@ struct State {
     /// By name; a name is here while it is live or warming.
     listeners: BTreeMap<Arc<str>, Slot>,
     draining: Draining,
+    /// Sockets that a listener has just left, until the workers have closed theirs: one that comes to the same address
+    /// meanwhile goes on with them.
+    left: Vec<Rc<[Shared]>>,
 }
 
 /// How many generations of a name drain as a whole.
@@ -50,8 +53,10 @@ struct Live {
     listener: Arc<Listener>,
     /// One to one with the configured addresses; `None` for Unix sockets.
     addresses: Vec<Option<SocketAddr>>,
-    /// Bound and not yet given to the workers, which have not started.
-    waiting: Option<BoundListener>,
+    /// Per worker; bound and not yet given to the workers, which have not started.
+    waiting: Option<Vec<Vec<Bound>>>,
+    /// Sockets that all workers accept from.
+    shared: Vec<Shared>,
 }
 
 struct Warming {
@@ -150,7 +155,8 @@ impl ListenerManager {
     fn prepare(&self, config: Arc<ListenerConfig>) -> Result<Warming, ConfigError> {
         let mut state = self.state.borrow_mut();
         self.refuse_shared_address(&state, &config)?;
-        let slot = state.listeners.get_mut(&config.name);
+        let State { listeners, left, .. } = &mut *state;
+        let slot = listeners.get_mut(&config.name);
         let live = slot.as_ref().and_then(|slot| slot.live.as_ref());
         let kept = live.filter(|live| live.listener.config.shell_hash == config.shell_hash);
         let listener =
@@ -160,9 +166,19 @@ impl ListenerManager {
             None
         } else {
             // sockets that an update on its way has bound already are not bound twice
-            let earlier = slot.and_then(|slot| slot.warming.as_mut());
-            let earlier = earlier.filter(|w| same_sockets(&w.listener.config, &config)).and_then(|w| w.bound.take());
-            Some(earlier.map_or_else(|| bind::bind(&config, self.workers.len()), Ok)?)
+            let (live, warming) = slot.map_or((None, None), |slot| (slot.live.as_ref(), slot.warming.as_mut()));
+            match warming {
+                Some(warming) if warming.bound.is_some() && same_sockets(&warming.listener.config, &config) => {
+                    warming.bound.take()
+                }
+                warming => {
+                    let warming = warming.iter().filter_map(|w| w.bound.as_ref()).flat_map(|bound| &bound.shared);
+                    let own = live.iter().flat_map(|live| &live.shared).chain(warming);
+                    let left = left.iter().flat_map(|shared| shared.iter()).filter(|s| !s.is_of_any_port());
+                    let held: Vec<&Shared> = own.chain(left).collect();
+                    Some(bind::bind(&config, self.workers.len(), held.iter().copied())?)
+                }
+            }
         };
         Ok(Warming { listener, bound, task: None })
     }
@@ -196,18 +212,24 @@ impl ListenerManager {
         // it is this task that runs: it must not be cut before its end
         warming.task = None;
         let (listener, bound) = (warming.listener.clone(), warming.bound.take());
-        let old = slot.live.take();
-        let addresses = match (&bound, &old) {
-            (Some(bound), _) => bound.addresses.clone(),
-            (None, Some(old)) if listener.config.bind_to_port => old.addresses.clone(),
-            (None, _) => configured(&listener.config),
-        };
-        let mut live = Live { listener: listener.clone(), addresses, waiting: bound };
-        if let Some(mut old) = old {
-            if live.waiting.is_none() && listener.config.bind_to_port {
-                // sockets that the workers were never given are still ours to give
-                live.waiting = old.waiting.take();
+        let mut old = slot.live.take();
+        let mut live = match (bound, &mut old) {
+            (Some(BoundListener { addresses, per_worker, shared }), _) => {
+                Live { listener: listener.clone(), addresses, waiting: Some(per_worker), shared }
             }
+            // sockets that the workers were never given are still ours to give
+            (None, Some(old)) if listener.config.bind_to_port => Live {
+                listener: listener.clone(),
+                addresses: old.addresses.clone(),
+                waiting: old.waiting.take(),
+                shared: std::mem::take(&mut old.shared),
+            },
+            (None, _) => {
+                let addresses = configured(&listener.config);
+                Live { listener: listener.clone(), addresses, waiting: None, shared: Vec::new() }
+            }
+        };
+        if let Some(old) = &mut old {
             self.retire(&mut state.draining, &old.listener, &listener);
             if !listener.config.bind_to_port && old.listener.config.bind_to_port {
                 self.tell(|_| Command::StopAccepting(name.clone()));
@@ -217,7 +239,28 @@ impl ListenerManager {
             self.install(&mut live);
         }
         slot.live = Some(live);
+        self.leave(&mut state.left, old);
         self.count(state);
+    }
+
+    /// Keeps the sockets of what ran for as long as the workers, who have their orders, may not have closed theirs:
+    /// until then nobody else can bind the address.
+    fn leave(self: &Rc<Self>, left: &mut Vec<Rc<[Shared]>>, old: Option<Live>) {
+        let shared: Rc<[Shared]> = old.map(|live| live.shared).unwrap_or_default().into();
+        if shared.is_empty() {
+            return;
+        }
+        left.push(shared.clone());
+        let manager = Rc::downgrade(self);
+        let (obeyed, workers) = (self.obeyed(), self.workers.clone());
+        spawn_local(async move {
+            obeyed.await;
+            // the accept loops, woken by the order, end before the workers hear of the next one
+            reports(&workers).await;
+            if let Some(manager) = manager.upgrade() {
+                manager.state.borrow_mut().left.retain(|other| !Rc::ptr_eq(other, &shared));
+            }
+        });
     }
 
     /// Begins the drain of what an update replaced.
@@ -271,12 +314,11 @@ impl ListenerManager {
     /// workers are.
     fn install(&self, live: &mut Live) {
         let addresses: Vec<SocketAddr> = live.addresses.iter().copied().flatten().collect();
-        for socket in live.waiting.iter().flat_map(|bound| bound.per_worker.iter().flatten()) {
-            if let Err(e) = socket.listen() {
-                tracing::error!("listener {} cannot listen: {e}", live.listener.config.name);
-            }
+        let waiting = live.waiting.take();
+        if let Some(Err(e)) = waiting.as_ref().map(|sockets| bind::listen(&live.listener.config, sockets)) {
+            tracing::error!("listener {} cannot listen: {e}", live.listener.config.name);
         }
-        let mut sockets = live.waiting.take().map(|bound| bound.per_worker.into_iter());
+        let mut sockets = waiting.map(Vec::into_iter);
         self.tell(|_| Command::Set {
             listener: live.listener.clone(),
             addresses: addresses.clone(),
@@ -294,11 +336,12 @@ impl ListenerManager {
     /// Stops accepting and drains.
     pub fn remove(self: &Rc<Self>, name: &str) -> bool {
         let mut state = self.state.borrow_mut();
-        let Some(slot) = state.listeners.remove(name) else { return false };
+        let Some(mut slot) = state.listeners.remove(name) else { return false };
         if let Some(live) = &slot.live {
             self.tell(|_| Command::Remove(live.listener.config.name.clone()));
             self.drain_away(&mut state.draining, &live.listener);
         }
+        self.leave(&mut state.left, slot.live.take());
         self.stats.removed.inc();
         self.count(&state);
         true
@@ -331,16 +374,7 @@ impl ListenerManager {
 
     /// Returns once every worker has obeyed all orders given so far.
     pub fn obeyed(&self) -> impl Future<Output = ()> + 'static {
-        let (reports, answers): (Vec<_>, Vec<_>) = self.workers.iter().map(|_| oneshot::channel()).unzip();
-        for (worker, report) in self.workers.iter().zip(reports) {
-            // a worker that is gone has nothing to obey
-            let _ = worker.send(Order(Command::Report(report)));
-        }
-        async move {
-            for answer in answers {
-                let _ = answer.await;
-            }
-        }
+        reports(&self.workers)
     }
 
     /// Whether a version of this listener waits for something.
@@ -400,6 +434,10 @@ impl ListenerManager {
         for name in names {
             self.stats.stopped.inc();
             self.tell(|_| Command::StopAccepting(name.clone()));
+            // while any of us has it open, the kernel goes on taking connections
+            if let Some(live) = self.state.borrow_mut().listeners.get_mut(name).and_then(|slot| slot.live.as_mut()) {
+                live.shared.clear();
+            }
         }
     }
 
@@ -424,6 +462,20 @@ impl ListenerManager {
         self.stats.warming.set(warming as u64);
         self.stats.active.set(state.listeners.values().filter(|slot| slot.live.is_some()).count() as u64);
         self.warming.send_replace(warming);
+    }
+}
+
+/// Has every worker say when it has obeyed all orders before this one.
+fn reports(workers: &[mpsc::UnboundedSender<Order>]) -> impl Future<Output = ()> + 'static {
+    let (reports, answers): (Vec<_>, Vec<_>) = workers.iter().map(|_| oneshot::channel()).unzip();
+    for (worker, report) in workers.iter().zip(reports) {
+        // a worker that is gone has nothing to obey
+        let _ = worker.send(Order(Command::Report(report)));
+    }
+    async move {
+        for answer in answers {
+            let _ = answer.await;
+        }
     }
 }
 

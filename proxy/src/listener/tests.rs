@@ -113,7 +113,7 @@ fn chain(cluster: &str, hash: u64) -> FilterChainConfig {
     }
 }
 
-fn listener(chains: Vec<FilterChainConfig>) -> ListenerConfig {
+pub(super) fn listener(chains: Vec<FilterChainConfig>) -> ListenerConfig {
     ListenerConfig {
         name: "l".into(),
         address: Address::Socket("127.0.0.1:0".parse().unwrap()),
@@ -370,6 +370,134 @@ fn a_unix_socket_is_a_listener_too() {
         let mut got = [0; 3];
         stream.read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"one");
+    });
+}
+
+/// A port that this test has for itself until it binds it.
+fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+#[test]
+fn without_reuse_port_an_address_goes_on_under_another_name() {
+    on_this_thread(async {
+        let w = world();
+        for name in ["one", "two", "three"] {
+            w.origin(name).await;
+        }
+        w.manager.start_workers();
+        let at = free_address();
+        let single = |name: &str, cluster: &str, backlog| {
+            let mut config = listener(vec![chain(cluster, 1)]);
+            (config.reuse_port, config.tcp_backlog, config.name) = (false, backlog, name.into());
+            config.address = Address::Socket(at);
+            config.shell_hash = backlog.into();
+            config
+        };
+        w.add(single("first", "one", 10));
+        tokio::task::yield_now().await;
+        let mut early = TcpStream::connect(at).await.unwrap();
+        greeting(&mut early, "one").await;
+
+        // the same address, by the next name, in one go
+        assert!(w.manager.remove("first"));
+        // it blocks, and nothing of ours runs meanwhile: the kernel alone takes the connection
+        let waiting = std::net::TcpStream::connect(at).unwrap();
+        assert_eq!(w.add(single("second", "two", 10)), Update::Live);
+        waiting.set_nonblocking(true).unwrap();
+        let mut waiting = TcpStream::from_std(waiting).unwrap();
+        early.write_all(b"still").await.unwrap();
+        greeting(&mut early, "still").await;
+        let mut got = [0; 3];
+        waiting.read_exact(&mut got).await.unwrap();
+        assert!(&got == b"one" || &got == b"two", "a connection made meanwhile is served");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        greeting(&mut TcpStream::connect(at).await.unwrap(), "two").await;
+
+        // another backlog
+        assert_eq!(w.add(single("second", "three", 20)), Update::Live);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        greeting(&mut TcpStream::connect(at).await.unwrap(), "three").await;
+
+        // and at the end nobody holds the port
+        assert!(w.manager.remove("second"));
+        while TcpStream::connect(at).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        std::net::TcpListener::bind(at).unwrap();
+    });
+}
+
+#[test]
+fn a_stopped_listener_with_one_socket_refuses() {
+    on_this_thread(async {
+        let w = world();
+        w.origin("one").await;
+        w.manager.start_workers();
+        let mut config = listener(vec![chain("one", 1)]);
+        config.reuse_port = false;
+        w.add(config);
+        tokio::task::yield_now().await;
+        let address = w.manager.views()[0].addresses[0];
+        greeting(&mut TcpStream::connect(address).await.unwrap(), "one").await;
+        w.manager.drain(false, false, false);
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+}
+
+#[test]
+fn a_path_serves_on_while_what_comes_to_it_warms() {
+    on_this_thread(async {
+        let w = world();
+        w.origin("one").await;
+        w.origin("two").await;
+        w.manager.start_workers();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let mut config = listener(vec![chain("one", 1)]);
+        config.address = Address::Pipe { path: path.clone(), mode: 0o600 };
+        w.add(config.clone());
+        tokio::task::yield_now().await;
+        let reach = async |expected: &[u8]| {
+            let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+            let mut got = [0; 3];
+            stream.read_exact(&mut got).await.unwrap();
+            assert_eq!(got, expected);
+        };
+        reach(b"one").await;
+        let mode = || std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions()) & 0o777;
+
+        let secret = SdsSecret { name: "default".into(), source: None };
+        let mut tls = chain("one", 2);
+        tls.name = "tls".into();
+        tls.matcher.transport_protocol = "tls".into();
+        tls.transport = DownstreamTransport::Tls(Arc::new(DownstreamTlsConfig {
+            common: CommonTls {
+                certificates: CertificateSource::Sds(secret.clone()),
+                validation: ValidationSource::None,
+                alpn: Vec::new(),
+                min_version: TlsVersion::V1_2,
+                max_version: TlsVersion::V1_3,
+                cipher_suites: Vec::new(),
+                groups: Vec::new(),
+            },
+            require_client_certificate: false,
+            disable_stateless_resumption: true,
+            disable_stateful_resumption: true,
+        }));
+        config.address = Address::Pipe { path: path.clone(), mode: 0o640 };
+        config.filter_chains = vec![chain("two", 1), tls];
+        config.shell_hash = 2;
+        assert_eq!(w.add(config), Update::Warming);
+        reach(b"one").await;
+        assert_eq!(mode(), 0o600);
+        w.services.secrets.store.give_up(&Secrets::key(&secret));
+        w.manager.all_warm().await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        reach(b"two").await;
+        assert_eq!(mode(), 0o640);
     });
 }
 

@@ -194,7 +194,8 @@ pub(super) fn zero(id: u32) {
     }
 }
 
-// A gauge's cell holds its number in the upper 63 bits; the lowest says that it was ever written.
+// The cell of a gauge that is counted holds its number in the upper 63 bits; the lowest says that it was ever written.
+// One that is only ever set has all 64 bits of its number in the shared cell.
 
 /// Adds to a gauge's cell.
 #[inline]
@@ -216,10 +217,15 @@ pub(super) fn gauge_add(id: u32, n: i64) {
 
 /// Sets a gauge that is only ever set.
 pub(super) fn gauge_set(id: u32, n: u64) {
-    TABLE.shared.cell(id).store((n << 1) | 1, Relaxed);
+    TABLE.shared.cell(id).store(n, Relaxed);
 }
 
-/// The sum over all threads, and whether any of them ever wrote.
+/// What a gauge that is only ever set was set to last.
+pub(super) fn gauge_get(id: u32) -> u64 {
+    TABLE.shared.peek(id).map_or(0, |cell| cell.load(Relaxed))
+}
+
+/// What a gauge was counted to by all threads, and whether any of them ever wrote.
 pub(super) fn gauge_sum(id: u32) -> (i64, bool) {
     let all = TABLE.all.read().unwrap_or_else(PoisonError::into_inner);
     all.iter().filter_map(|shard| shard.peek(id)).fold((0, false), |(sum, used), cell| {

@@ -45,7 +45,7 @@ impl Counter {
     }
 }
 
-/// A number that goes up and down. `set` is for gauges that are only ever set. The default handle counts nowhere.
+/// A number that goes up and down. A gauge is either only set, to any number, or only counted. The default handle counts nowhere.
 #[derive(Clone, Default)]
 pub struct Gauge(Handle);
 
@@ -69,8 +69,8 @@ impl Gauge {
 
     pub fn set(&self, n: u64) {
         if let Some(stat) = &self.0.stat {
-            stat.marked.store(true, Relaxed);
             cells::gauge_set(self.0.id, n);
+            stat.marked.store(true, Relaxed);
         }
     }
 
@@ -205,10 +205,12 @@ impl Stat {
 
     /// The value and whether it was ever written.
     fn gauge(&self) -> (u64, bool) {
+        if self.marked.load(Relaxed) {
+            return (cells::gauge_get(self.id), true);
+        }
         let (value, used) = cells::gauge_sum(self.id);
-        // A gauge that was set may hold any number; one that was counted is below zero only in passing.
-        let value = if self.marked.load(Relaxed) { value } else { value.max(0) };
-        (value as u64, used)
+        // below zero only in passing
+        (value.max(0) as u64, used)
     }
 
     fn text(&self) -> String {

@@ -333,6 +333,10 @@ mod tests {
         let used = |gauge: &Gauge| gauge.0.stat.as_ref().is_some_and(|stat| stat.is_used());
         assert_eq!([used(&a), used(&b), used(&c)], [true, true, false]);
         assert_eq!((a.value(), b.value()), (0, u64::MAX - 1));
+        // the hash that Envoy shows for version "1" has its highest bit set
+        b.set(13_237_225_503_670_494_420);
+        assert_eq!(b.value(), 13_237_225_503_670_494_420);
+        assert!(registry.text(&Query::default()).contains("b: 13237225503670494420\n"));
         a.dec();
         assert_eq!(a.value(), 0);
     }

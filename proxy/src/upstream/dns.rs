@@ -61,6 +61,24 @@ struct Name {
     addresses: Vec<IpAddr>,
 }
 
+impl Name {
+    /// Begins with the addresses that the version before has for this name: until it is resolved again nothing better is
+    /// known.
+    fn know_from(&mut self, running: &Cluster) {
+        let endpoints = running.endpoints();
+        let own = endpoints.hosts().filter(|host| *host.hostname == *self.hostname());
+        let known = own.filter_map(|host| match &host.address.0 {
+            Address::Socket(address) if address.port() == self.port => Some(address.ip()),
+            _ => None,
+        });
+        self.addresses = known.collect();
+    }
+
+    fn hostname(&self) -> &str {
+        if self.endpoint.hostname.is_empty() { &self.host } else { &self.endpoint.hostname }
+    }
+}
+
 /// Resolves, publishes the cluster after the first answers (or failures), and goes on for ever.
 pub(super) async fn follow(manager: Weak<ClusterManager>, cluster: Arc<Cluster>) {
     let (localities, dns, first_only) = match &cluster.config.discovery {
@@ -69,6 +87,9 @@ pub(super) async fn follow(manager: Weak<ClusterManager>, cluster: Arc<Cluster>)
         _ => return,
     };
     let mut names = names(localities);
+    if let Some(running) = manager.upgrade().and_then(|manager| manager.running(&cluster.config.name)) {
+        names.iter_mut().for_each(|name| name.know_from(&running));
+    }
     let mut first = true;
     loop {
         let Some(manager) = manager.upgrade() else { return };
@@ -130,13 +151,10 @@ async fn refresh(resolvers: &Resolvers, cluster: &Cluster, names: &mut [Name], d
 /// The endpoints that the names stand for now.
 fn assignment(cluster: &Cluster, localities: &[DnsLocality], names: &[Name], first_only: bool) -> LoadAssignment {
     let endpoints_of = |name: &Name| -> Vec<Endpoint> {
-        let endpoint = |ip: IpAddr| {
-            let hostname = if name.endpoint.hostname.is_empty() { &*name.host } else { &*name.endpoint.hostname };
-            Endpoint {
-                address: Address::Socket(SocketAddr::new(ip, name.port)),
-                hostname: hostname.into(),
-                ..name.endpoint.clone()
-            }
+        let endpoint = |ip: IpAddr| Endpoint {
+            address: Address::Socket(SocketAddr::new(ip, name.port)),
+            hostname: name.hostname().into(),
+            ..name.endpoint.clone()
         };
         if !first_only {
             return name.addresses.iter().copied().map(endpoint).collect();
@@ -186,6 +204,24 @@ mod tests {
         let shown: Vec<_> =
             made.localities[0].endpoints.iter().map(|e| (e.address.to_string(), &*e.hostname)).collect();
         assert_eq!(shown, [("127.0.0.9:80".to_owned(), "127.0.0.9"), ("127.0.0.1:81".to_owned(), "localhost")]);
+    }
+
+    #[tokio::test]
+    async fn a_changed_cluster_keeps_the_addresses_of_names_that_do_not_resolve() {
+        let localities = dns(&[("gone.invalid", 80), ("gone.invalid", 81), ("other.invalid", 80)]);
+        let running = cluster_with(LoadAssignment::default(), |_| {});
+        let mut known = names(&localities);
+        known[0].addresses = vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()];
+        running.apply(&assignment(&running, &localities, &known, false));
+
+        let next = cluster_with(LoadAssignment::default(), |_| {});
+        let mut known = names(&localities);
+        known.iter_mut().for_each(|name| name.know_from(&running));
+        // whatever the system's resolver says of a name that cannot exist, it is no address
+        refresh(&Resolvers::default(), &next, &mut known, &config()).await;
+        let made = assignment(&next, &localities, &known, false);
+        let shown: Vec<_> = made.localities[0].endpoints.iter().map(|e| e.address.to_string()).collect();
+        assert_eq!(shown, ["10.0.0.1:80", "10.0.0.2:80"]);
     }
 
     #[test]

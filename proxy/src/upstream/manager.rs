@@ -17,16 +17,21 @@ use crate::stats::{Counter, Gauge, Registry};
 use crate::tls::Secrets;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+
+/// How long a cluster that was removed serves the routes that still name it. A control plane that removes a cluster
+/// moves its routes away in the same breath, and yet the two come as messages of their own, clusters first: five seconds
+/// are much for what lies between them, and little for a route that nobody means to move.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// What became of a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Update {
     /// Equal to the one that runs.
     Unchanged,
-    /// Will be published when its endpoints and secrets are there.
+    /// Will be published when its endpoints and secrets are there, and the endpoints have been checked.
     Warming,
     Live,
 }
@@ -41,12 +46,16 @@ pub struct ClusterManager {
     slot_ids: Arc<SlotIds>,
     state: Mutex<State>,
     warming: watch::Sender<usize>,
+    /// Changes whenever a version of a cluster goes live.
+    published: watch::Sender<()>,
     stats: ManagerStats,
 }
 
 #[derive(Default)]
 struct State {
     clusters: BTreeMap<Arc<str>, Entry>,
+    /// Ends the service of clusters that were removed while routes name them.
+    lingering: HashMap<Arc<str>, Task>,
     slots: HashMap<Arc<str>, Weak<ClusterSlot>>,
     /// Number of slots at which dead ones are cleaned out.
     clean_at: usize,
@@ -71,11 +80,17 @@ struct Phase {
 }
 
 /// A task that ends when this is dropped; `None` for clusters that need none.
-struct Task(Option<AbortHandle>);
+#[derive(Default)]
+struct Task {
+    running: Option<AbortHandle>,
+    /// What it follows. The task itself holds it weakly: it is dropped some time after it was aborted, and discovery
+    /// shall hear at once that nobody wants this any more.
+    _follows: Option<Arc<Slot<LoadAssignment>>>,
+}
 
 impl Drop for Task {
     fn drop(&mut self) {
-        if let Some(task) = &self.0 {
+        if let Some(task) = &self.running {
             task.abort();
         }
     }
@@ -133,6 +148,7 @@ impl ClusterManager {
             slot_ids: Arc::default(),
             state: Mutex::default(),
             warming: watch::Sender::new(0),
+            published: watch::Sender::new(()),
             stats,
         })
     }
@@ -173,7 +189,7 @@ impl ClusterManager {
             if entry.warming.as_ref().is_some_and(|(c, _)| c.config.hash == config.hash) {
                 return Ok(Update::Unchanged);
             }
-            if running.as_ref().is_some_and(|c| c.config.hash == config.hash) {
+            if entry.live.is_some() && running.as_ref().is_some_and(|c| c.config.hash == config.hash) {
                 // back to what runs: a version that was warming is wanted no more
                 let before = entry.phase();
                 entry.warming = None;
@@ -193,6 +209,8 @@ impl ClusterManager {
         };
         let cluster = Arc::new(Cluster::new(Arc::clone(&config), &place)?);
         if state.clusters.contains_key(&config.name) { &self.stats.modified } else { &self.stats.added }.inc();
+        // one that was removed a moment ago: it serves until this one does
+        state.lingering.remove(&config.name);
         let entry =
             state.clusters.entry(Arc::clone(&config.name)).or_insert_with(|| Entry { slot, live: None, warming: None });
         let before = entry.phase();
@@ -200,14 +218,15 @@ impl ClusterManager {
         let settled = cluster.tls_contexts().all(|c| c.is_settled());
         let update = match (cluster.health().cloned(), source) {
             (Some(health), source) => {
-                let task = spawn(warm_checked(Arc::downgrade(self), Arc::clone(&cluster), source, health));
-                entry.warming = Some((cluster, task));
+                let (awaits, follows) = source.held();
+                let task = warm_checked(Arc::downgrade(self), Arc::clone(&cluster), awaits, health);
+                entry.warming = Some((cluster, spawn(task, follows)));
                 Update::Warming
             }
             (None, Source::Fixed) if settled => {
                 entry.warming = None;
                 entry.publish(&cluster, None);
-                entry.live = Some(Task(None));
+                entry.live = Some(Task::default());
                 Update::Live
             }
             (None, Source::Eds(slot)) if settled && slot.is_settled() => {
@@ -219,34 +238,63 @@ impl ClusterManager {
                 let assignment = slot.load().unwrap_or_default();
                 entry.publish(&cluster, Some(&assignment));
                 cluster.update_stats().updated(slot.version(), began.elapsed());
-                let following = Following { cluster: Arc::clone(&cluster), slot, changes, applied: assignment };
-                let task = following.run(Arc::downgrade(self));
-                entry.live = Some(spawn(task));
+                let weak = Arc::downgrade(&slot);
+                let following = Following { cluster: Arc::clone(&cluster), slot: weak, changes, applied: assignment };
+                entry.live = Some(spawn(following.run(Arc::downgrade(self)), Some(slot)));
                 Update::Live
             }
             (None, source) => {
-                let task = spawn(warm(Arc::downgrade(self), Arc::clone(&cluster), source));
-                entry.warming = Some((cluster, task));
+                let (awaits, follows) = source.held();
+                let task = warm(Arc::downgrade(self), Arc::clone(&cluster), awaits);
+                entry.warming = Some((cluster, spawn(task, follows)));
                 Update::Warming
             }
         };
         let after = entry.phase();
         self.count(&mut state, before, after);
+        self.published.send_replace(());
         Ok(update)
     }
 
-    /// Removes a cluster that came by API, warming or live; its connections drain. Clusters of the bootstrap stay.
-    pub fn remove(&self, name: &str) -> bool {
+    /// Removes a cluster that came by API, warming or live. Nothing follows its endpoints any more; routes that still
+    /// name it are served until the last of them is gone, at most for five seconds. Then its connections drain.
+    /// Clusters of the bootstrap stay. Needs the calling thread's `LocalRuntime`.
+    pub fn remove(self: &Arc<Self>, name: &str) -> bool {
         let mut state = self.state();
         let removable = state.clusters.get(name).is_some_and(|entry| {
             let live = entry.slot.load();
             live.as_ref().or(entry.warming.as_ref().map(|(c, _)| c)).is_some_and(|c| c.added_via_api)
         });
-        let Some(entry) = removable.then(|| state.clusters.remove(name)).flatten() else { return false };
-        entry.slot.publish(None);
+        let Some((name, entry)) = removable.then(|| state.clusters.remove_entry(name)).flatten() else { return false };
+        let phase = entry.phase();
+        let slot = Arc::downgrade(&entry.slot);
+        drop(entry);
+        if let Some(slot) = slot.upgrade()
+            && slot.borrow().is_some()
+        {
+            let manager = Arc::downgrade(self);
+            let gone = Arc::clone(&name);
+            let end = async move {
+                tokio::time::sleep(LINGER).await;
+                if let Some(manager) = manager.upgrade() {
+                    manager.end_lingering(&gone);
+                }
+            };
+            state.lingering.insert(name, spawn(end, None));
+        }
         self.stats.removed.inc();
-        self.count(&mut state, entry.phase(), Phase::default());
+        self.count(&mut state, phase, Phase::default());
         true
+    }
+
+    fn end_lingering(&self, name: &str) {
+        let mut state = self.state();
+        if state.lingering.remove(name).is_some()
+            && let Some(slot) = state.slots.get(name).and_then(Weak::upgrade)
+        {
+            tracing::debug!("cluster {name} was removed and routes still name it: they have no cluster from now on");
+            slot.publish(None);
+        }
     }
 
     /// Whether a cluster of this name is live or warming.
@@ -332,6 +380,11 @@ impl ClusterManager {
         self.state().clusters.get(name).is_some_and(|entry| entry.warming.is_some())
     }
 
+    /// Changes whenever a version of a cluster goes live, or one more waits for something.
+    pub fn watch_published(&self) -> watch::Receiver<()> {
+        self.published.subscribe()
+    }
+
     /// How many clusters are warming: a receiver that sees every later change.
     pub fn watch_warming(&self) -> watch::Receiver<usize> {
         self.warming.subscribe()
@@ -353,13 +406,19 @@ impl ClusterManager {
 
     /// Every live cluster, by name, as /clusters shows it.
     pub fn statuses(&self) -> Vec<ClusterStatus> {
-        let live: Vec<Arc<Cluster>> = self.state().clusters.values().filter_map(|entry| entry.slot.load()).collect();
-        live.iter().map(|cluster| ClusterStatus::of(cluster)).collect()
+        self.clusters().iter().map(|cluster| ClusterStatus::of(cluster)).collect()
     }
 
     /// Every live cluster, by name.
     pub fn clusters(&self) -> Vec<Arc<Cluster>> {
-        self.state().clusters.values().filter_map(|entry| entry.slot.load()).collect()
+        let state = self.state();
+        let live = state.clusters.values().filter(|entry| entry.live.is_some());
+        live.filter_map(|entry| entry.slot.load()).collect()
+    }
+
+    /// The version of a cluster that serves now.
+    pub(super) fn running(&self, name: &str) -> Option<Arc<Cluster>> {
+        self.state().clusters.get(name).and_then(|entry| entry.slot.load())
     }
 
     pub(super) fn resolvers(&self) -> &Resolvers {
@@ -392,6 +451,7 @@ impl ClusterManager {
         } else {
             entry.publish(cluster, assignment);
             entry.live = Some(task);
+            self.published.send_replace(());
         }
         let after = entry.phase();
         self.count(&mut state, before, after);
@@ -406,6 +466,7 @@ impl ClusterManager {
         if Arc::ptr_eq(&warm, cluster) {
             entry.slot.publish(Some(warm));
             entry.live = Some(task);
+            self.published.send_replace(());
         } else {
             entry.warming = Some((warm, task));
         }
@@ -414,8 +475,8 @@ impl ClusterManager {
     }
 }
 
-fn spawn(task: impl Future<Output = ()> + 'static) -> Task {
-    Task(Some(tokio::task::spawn_local(task).abort_handle()))
+fn spawn(task: impl Future<Output = ()> + 'static, follows: Option<Arc<Slot<LoadAssignment>>>) -> Task {
+    Task { running: Some(tokio::task::spawn_local(task).abort_handle()), _follows: follows }
 }
 
 impl State {
@@ -482,7 +543,12 @@ impl Source {
 }
 
 /// As `warm`, and checks the health of the cluster's endpoints, before it is published and from then on.
-async fn warm_checked(manager: Weak<ClusterManager>, cluster: Arc<Cluster>, source: Source, health: Arc<ActiveHealth>) {
+async fn warm_checked(
+    manager: Weak<ClusterManager>,
+    cluster: Arc<Cluster>,
+    source: Awaited,
+    health: Arc<ActiveHealth>,
+) {
     let all_checked = || {
         if let Some(manager) = manager.upgrade() {
             manager.checked(&cluster);
@@ -492,24 +558,43 @@ async fn warm_checked(manager: Weak<ClusterManager>, cluster: Arc<Cluster>, sour
     tokio::join!(warm(manager.clone(), Arc::clone(&cluster), source), checking);
 }
 
+/// As [`Source`], for a task: see [`Task`].
+enum Awaited {
+    Fixed,
+    Eds(Weak<Slot<LoadAssignment>>),
+    Dns,
+}
+
+impl Source {
+    fn held(self) -> (Awaited, Option<Arc<Slot<LoadAssignment>>>) {
+        match self {
+            Source::Fixed => (Awaited::Fixed, None),
+            Source::Eds(slot) => (Awaited::Eds(Arc::downgrade(&slot)), Some(slot)),
+            Source::Dns => (Awaited::Dns, None),
+        }
+    }
+}
+
 /// Waits for everything a cluster needs, publishes it, and keeps its endpoints up to date from then on.
-async fn warm(manager: Weak<ClusterManager>, cluster: Arc<Cluster>, source: Source) {
+async fn warm(manager: Weak<ClusterManager>, cluster: Arc<Cluster>, source: Awaited) {
     for context in cluster.tls_contexts() {
         context.settled().await;
     }
     match source {
-        Source::Fixed => {
+        Awaited::Fixed => {
             if let Some(manager) = manager.upgrade() {
                 manager.warmed(&cluster, None);
             }
         }
-        Source::Eds(slot) => {
+        Awaited::Eds(weak) => {
             cluster.update_stats().update_attempt.inc();
-            slot.settled().await;
+            let Some(mut changes) = weak.upgrade().map(|slot| slot.watch()) else { return };
+            if changes.wait_for(|progress| *progress != Progress::Waiting).await.is_err() {
+                return;
+            }
             let began = Instant::now();
-            let changes = slot.watch();
+            let (Some(slot), Some(up)) = (weak.upgrade(), manager.upgrade()) else { return };
             let assignment = slot.load();
-            let Some(up) = manager.upgrade() else { return };
             let came = assignment.is_some();
             let assignment = assignment.unwrap_or_default();
             up.warmed(&cluster, Some(&assignment));
@@ -517,9 +602,10 @@ async fn warm(manager: Weak<ClusterManager>, cluster: Arc<Cluster>, source: Sour
             if came {
                 cluster.update_stats().updated(slot.version(), began.elapsed());
             }
-            Following { cluster, slot, changes, applied: assignment }.run(manager).await;
+            drop(slot);
+            Following { cluster, slot: weak, changes, applied: assignment }.run(manager).await;
         }
-        Source::Dns => dns::follow(manager, cluster).await,
+        Awaited::Dns => dns::follow(manager, cluster).await,
     }
 }
 
@@ -538,7 +624,7 @@ impl ClusterManager {
 /// A cluster and where its endpoints come from, once it is live.
 struct Following {
     cluster: Arc<Cluster>,
-    slot: Arc<Slot<LoadAssignment>>,
+    slot: Weak<Slot<LoadAssignment>>,
     changes: watch::Receiver<Progress>,
     applied: Arc<LoadAssignment>,
 }
@@ -555,9 +641,9 @@ impl Following {
                 },
                 () = merging.due() => true,
             };
-            let Some(manager) = manager.upgrade() else { return };
+            let (Some(manager), Some(slot)) = (manager.upgrade(), self.slot.upgrade()) else { return };
             let began = Instant::now();
-            let assignment = self.slot.load().unwrap_or_else(|| Arc::clone(&self.applied));
+            let assignment = slot.load().unwrap_or_else(|| Arc::clone(&self.applied));
             let outcome = if merged {
                 merging.applied();
                 manager.stats.updated_via_merge.inc();
@@ -583,7 +669,7 @@ impl Following {
                 None => {}
             }
             if !merged {
-                self.cluster.update_stats().updated(self.slot.version(), began.elapsed());
+                self.cluster.update_stats().updated(slot.version(), began.elapsed());
             }
         }
     }
@@ -647,7 +733,8 @@ mod tests {
             let (manager, store) = manager();
             manager.add_or_update(fixed("a", 1, 1), true).unwrap();
             let cluster = manager.slot("a").load().unwrap();
-            let task = warm(Arc::downgrade(&manager), cluster, Source::Eds(store.slot(key("svc"))));
+            let slot = store.slot(key("svc"));
+            let task = warm(Arc::downgrade(&manager), cluster, Awaited::Eds(Arc::downgrade(&slot)));
             assert!(size_of_val(&task) <= 576, "{} bytes", size_of_val(&task));
         });
     }
@@ -670,10 +757,71 @@ mod tests {
             let host = |c: &Cluster| Arc::clone(c.endpoints().hosts().next().unwrap());
             assert!(Arc::ptr_eq(&host(&first), &host(&second)) && !host(&second).is_removed());
             assert!(manager.remove("a") && !manager.remove("a"));
+            assert!(!manager.has("a") && manager.clusters().is_empty());
+            assert!(slot.load().is_some() && !second.is_retired(), "somebody still names it");
+            manager.end_lingering("a");
             assert!(slot.load().is_none() && second.is_retired());
             let stats = &manager.stats;
             assert_eq!((stats.added.value(), stats.modified.value(), stats.removed.value()), (1, 1, 1));
             assert_eq!(stats.active.value(), 0);
+        });
+    }
+
+    #[test]
+    fn a_removed_cluster_ends_with_the_last_route_that_names_it() {
+        run(async {
+            let (manager, _) = manager();
+            let (one, other) = (manager.slot("a"), manager.slot("a"));
+            manager.add_or_update(fixed("a", 1, 1), true).unwrap();
+            let cluster = one.load().unwrap();
+            assert!(manager.remove("a"));
+            drop(one);
+            assert!(!cluster.is_retired());
+            drop(other);
+            assert!(cluster.is_retired());
+
+            manager.add_or_update(fixed("a", 1, 1), true).unwrap();
+            let unnamed = manager.slot("a").load().unwrap();
+            assert!(manager.remove("a"));
+            assert!(unnamed.is_retired(), "nobody named it");
+        });
+    }
+
+    #[test]
+    fn a_cluster_that_comes_back_is_served_by_what_was_removed_until_it_is_warm() {
+        run(async {
+            let (manager, store) = manager();
+            let slot = manager.slot("a");
+            manager.add_or_update(fixed("a", 1, 1), true).unwrap();
+            let first = slot.load().unwrap();
+            assert!(manager.remove("a"));
+            assert_eq!(manager.add_or_update(eds("a", "svc", 2), true), Ok(Update::Warming));
+            manager.end_lingering("a");
+            assert!(Arc::ptr_eq(&slot.load().unwrap(), &first) && manager.clusters().is_empty());
+            // equal to what was removed, and yet nothing that runs
+            assert_eq!(manager.add_or_update(fixed("a", 1, 1), true), Ok(Update::Live));
+            assert!(first.is_retired() && manager.clusters().len() == 1);
+            give(&store, "svc", &[9]);
+            settle().await;
+            assert_eq!(ports(&slot.load().unwrap()), ["127.0.0.1:1"]);
+        });
+    }
+
+    #[test]
+    fn endpoints_are_let_go_of_at_once_when_their_cluster_is_removed() {
+        run(async {
+            let (manager, store) = manager();
+            let slot = manager.slot("a");
+            manager.add_or_update(eds("a", "svc", 1), true).unwrap();
+            assert!(store.get(&key("svc")).is_some());
+            settle().await;
+            assert!(manager.remove("a") && store.get(&key("svc")).is_none(), "while it warms");
+            manager.add_or_update(eds("a", "svc", 1), true).unwrap();
+            give(&store, "svc", &[1]);
+            manager.all_warm().await;
+            settle().await;
+            assert!(manager.remove("a") && store.get(&key("svc")).is_none(), "while it runs");
+            assert!(slot.load().is_some());
         });
     }
 

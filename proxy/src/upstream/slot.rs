@@ -40,7 +40,9 @@ impl ClusterSlot {
 }
 
 impl Drop for ClusterSlot {
+    /// What it holds was removed and was left for those who still named it.
     fn drop(&mut self) {
+        self.publish(None);
         self.ids.give_back(self.id);
     }
 }

@@ -3,7 +3,7 @@
 //! Found by index, never by name. Belongs to one thread; nothing here is shared.
 
 use super::cluster::Cluster;
-use super::host::{Health, Host};
+use super::host::Host;
 use super::lb::{Balancer, LbContext};
 use super::manager::ClusterManager;
 use super::pool::{HttpLease, Pool, PoolKey, Wanted};
@@ -202,8 +202,7 @@ impl WorkerCluster {
         }
         for entry in self.hosts.borrow_mut().iter_mut() {
             let Some(known) = entry else { continue };
-            let failed = self.cluster.config.close_connections_on_host_health_failure
-                && known.host.health() == Health::Unhealthy;
+            let failed = self.cluster.config.close_connections_on_host_health_failure && known.host.active().failed();
             if known.host.is_removed() || failed {
                 known.retire();
             } else {

@@ -23,6 +23,7 @@ pub struct ClusterConfig {
     pub tcp_keepalive: Option<TcpKeepalive>,
     /// Percent of healthy endpoints under which all are used; default 50.
     pub panic_threshold: f64,
+    /// Connections to an endpoint that fails its health checks drain.
     pub close_connections_on_host_health_failure: bool,
     /// Endpoints are used only while they pass it.
     pub health_check: Option<Arc<HealthCheck>>,

@@ -84,6 +84,18 @@ impl RouteTable {
         }))
     }
 
+    /// The slots of the clusters that its routes name, some more than once.
+    pub fn slots(&self) -> impl Iterator<Item = &Arc<ClusterSlot>> {
+        self.compiled.iter().flat_map(|host| &host.routes).flat_map(|route| {
+            let (one, weighted) = match &route.targets {
+                Targets::One(slot) => (Some(slot), None),
+                Targets::Weighted { entries, .. } => (None, Some(entries)),
+                Targets::Nowhere | Targets::Header => (None, None),
+            };
+            one.into_iter().chain(weighted.into_iter().flatten().map(|entry| &entry.slot))
+        })
+    }
+
     /// The route of a request: its virtual host, then the first route that matches.
     pub(in crate::http) fn select(self: &Arc<Self>, view: &RequestView<'_>) -> Option<Selected> {
         let vhost = self.hosts.find(view.authority)? as usize;
