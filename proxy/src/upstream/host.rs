@@ -22,6 +22,8 @@ pub struct Host {
     check: Option<Arc<EndpointCheck>>,
     /// What active health checks say: [`ActiveFlags`], written by the control thread.
     active: AtomicU8,
+    /// How often active health checks found it unhealthy after it was healthy.
+    failures: AtomicU32,
     /// A response to ordinary traffic said that the host is to be left alone; nobody has looked yet.
     ill: AtomicBool,
     removed: AtomicBool,
@@ -88,6 +90,7 @@ impl Host {
             facts: ArcSwap::from_pointee(facts),
             check: endpoint.check.clone(),
             active: AtomicU8::new(0),
+            failures: AtomicU32::new(0),
             ill: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             used: AtomicBool::new(true),
@@ -116,6 +119,15 @@ impl Host {
 
     pub(super) fn set_active(&self, flags: ActiveFlags) {
         self.active.store(flags.bits(), Ordering::Relaxed);
+    }
+
+    /// How often active health checks found it unhealthy after it was healthy: each time its connections drain.
+    pub(super) fn failures(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_failure(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How this host is checked, where configuration says something of its own for it.

@@ -23,8 +23,6 @@ pub struct ClusterConfig {
     pub tcp_keepalive: Option<TcpKeepalive>,
     /// Percent of healthy endpoints under which all are used; default 50.
     pub panic_threshold: f64,
-    /// Connections to an endpoint that fails its health checks drain.
-    pub close_connections_on_host_health_failure: bool,
     /// Endpoints are used only while they pass it.
     pub health_check: Option<Arc<HealthCheck>>,
     /// An endpoint that discovery takes away goes at once; else it stays while it passes its health checks.
@@ -56,7 +54,6 @@ impl ClusterConfig {
             bind: None,
             tcp_keepalive: None,
             panic_threshold: 50.0,
-            close_connections_on_host_health_failure: false,
             health_check: None,
             ignore_health_on_host_removal: false,
             ignore_new_hosts_until_first_hc: false,

@@ -289,6 +289,9 @@ impl Session {
         let (health, before) = (Arc::clone(&self.health), self.host.active());
         let (after, transition) = self.tally.judge(verdict, before, &health.check);
         self.host.set_active(after);
+        if after.failed() && !before.failed() {
+            self.host.count_failure();
+        }
         self.count(before, after);
         let stats = &health.stats;
         match verdict {
