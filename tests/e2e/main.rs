@@ -16,6 +16,7 @@ mod make_before_break;
 mod messages;
 mod netns;
 mod routing;
+mod sources;
 mod tcp;
 mod tls;
 mod upstream;

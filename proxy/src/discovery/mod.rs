@@ -263,6 +263,9 @@ impl Task {
                 client.subscribe(&type_url, Subscription::Wildcard);
                 if let Some(stats) = self.stats.whole(&type_url).filter(|_| stream.is_connection()) {
                     stats.subscribed();
+                    if stream != StreamId::Ads {
+                        self.streams.count_limits(&stream, stats.control_plane().limits());
+                    }
                 }
                 self.whole.push((type_url, stream));
             }
@@ -381,6 +384,7 @@ impl Task {
                             // it may serve others already
                             let connected = self.connected.contains(&stream);
                             stats.control_plane().connected_state.set(u64::from(connected));
+                            self.streams.count_limits(&stream, stats.control_plane().limits());
                         }
                     }
                     client.subscribe(&type_url, Subscription::names([key.name.to_string()]));
@@ -424,8 +428,7 @@ impl Task {
         if interest.keys.is_empty() {
             self.wanted.remove(&wanted);
             self.ledger.borrow_mut().forget(&type_url, &key.name);
-            self.streams.unsubscribe(&wanted.0, &type_url, &key.name);
-            if matches!(wanted.0, StreamId::Own { name: Some(_), .. }) {
+            if self.streams.unsubscribe(&wanted.0, &type_url, &key.name) {
                 self.connected.remove(&wanted.0);
             }
         }

@@ -52,6 +52,12 @@ pub(super) enum Transport {
     Tls { context: Arc<UpstreamContext>, config: Arc<UpstreamTlsConfig> },
 }
 
+impl Transport {
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Transport::Tls { .. })
+    }
+}
+
 /// What a new cluster takes from its surroundings.
 pub(super) struct Place<'a> {
     pub slot_id: u32,

@@ -386,11 +386,16 @@ impl ClusterManager {
         let _ = warming.wait_for(|n| *n == 0).await;
     }
 
-    /// How the xDS client reaches this cluster: a fresh connection (socket, TLS) to one of its endpoints. `None`: no such
-    /// cluster is known.
-    pub fn xds_connector(self: &Arc<Self>, name: &str) -> Option<Arc<dyn xds_client::Connect>> {
+    /// How the xDS client reaches this cluster: a fresh connection (socket, TLS) to one of its endpoints, for HTTP/2 or
+    /// HTTP/1.1, under this authority or the cluster's name. `None`: no such cluster is known.
+    pub fn xds_connector(
+        self: &Arc<Self>,
+        name: &str,
+        authority: Option<Arc<str>>,
+        http2: bool,
+    ) -> Option<Arc<dyn xds_client::Connect>> {
         let slot = self.state().clusters.get(name).map(|entry| Arc::clone(&entry.slot))?;
-        Some(Arc::new(XdsConnector::new(slot)))
+        Some(Arc::new(XdsConnector::new(slot, authority, http2)))
     }
 
     /// Every live cluster, by name, as /clusters shows it.
@@ -872,14 +877,19 @@ mod tests {
         run(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let (manager, _) = manager();
-            assert!(manager.xds_connector("xds").is_none());
+            assert!(manager.xds_connector("xds", None, true).is_none());
             let port = listener.local_addr().unwrap().port();
             manager.add_or_update(fixed("xds", port, 1), false).unwrap();
-            let connector = manager.xds_connector("xds").unwrap();
+            let connector = manager.xds_connector("xds", None, true).unwrap();
+            assert_eq!((connector.authority().as_str(), connector.scheme()), ("xds", "http"));
+            let polls = manager.xds_connector("xds", Some("api.example.com".into()), false).unwrap();
+            assert_eq!(polls.authority(), "api.example.com");
             let stream = connector.connect().await.unwrap();
             let cluster = manager.slot("xds").load().unwrap();
             let stats = cluster.stats();
             assert_eq!((stats.upstream_cx_active.value(), stats.upstream_cx_http2_total.value()), (1, 1));
+            drop(polls.connect().await.unwrap());
+            assert_eq!((stats.upstream_cx_http1_total.value(), stats.upstream_cx_http2_total.value()), (1, 1));
             drop((stream, listener));
             assert_eq!(stats.upstream_cx_active.value(), 0);
             assert!(connector.connect().await.is_err());

@@ -22,6 +22,7 @@ pub use matchers::*;
 pub use route::*;
 pub use tls::*;
 
+use ::http::{HeaderName, HeaderValue};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -83,6 +84,8 @@ pub struct ApiConfigSource {
     pub polling: Option<Polling>,
     /// Most requests on the stream; `None`: no limit.
     pub rate_limit: Option<RequestLimit>,
+    /// `initial_metadata`: sent with each stream.
+    pub metadata: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// `rate_limit_settings`.
@@ -105,12 +108,20 @@ pub struct Polling {
 pub enum GrpcTarget {
     /// A cluster of the bootstrap.
     Cluster { name: Arc<str>, authority: Option<Arc<str>> },
-    /// A target of `google_grpc`: `host:port` or `unix:path`, in plaintext.
-    Uri(Arc<str>),
+    /// A target of `google_grpc`: `host:port` or `unix:path`; in plaintext without credentials.
+    Uri { uri: Arc<str>, credentials: Option<Arc<SslCredentials>> },
+}
+
+/// `ssl_credentials` of `google_grpc`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SslCredentials {
+    pub root_certs: DataSource,
+    /// Our own certificate chain and its key.
+    pub identity: Option<(DataSource, DataSource)>,
 }
 
 /// Bytes of a `DataSource`, read at conversion, and the file they came from (shown by /certs).
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct DataSource {
     pub bytes: bytes::Bytes,
     pub path: Option<PathBuf>,
