@@ -22,7 +22,6 @@ pub use matchers::*;
 pub use route::*;
 pub use tls::*;
 
-use ::http::{HeaderName, HeaderValue};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -85,7 +84,7 @@ pub struct ApiConfigSource {
     /// Most requests on the stream; `None`: no limit.
     pub rate_limit: Option<RequestLimit>,
     /// `initial_metadata`: sent with each stream.
-    pub metadata: Vec<(HeaderName, HeaderValue)>,
+    pub metadata: Vec<(::http::HeaderName, ::http::HeaderValue)>,
 }
 
 /// `rate_limit_settings`.
