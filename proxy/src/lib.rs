@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod discovery;
 pub mod drain;
+mod dynamic_filter;
 pub mod http;
 pub mod listener;
 pub mod net;

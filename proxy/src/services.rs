@@ -1,6 +1,7 @@
 //! What the rooms of the data path are built with: one set per process, shared by all threads.
 
 use crate::access_log::LogFiles;
+use crate::config::model::ExtensionConfig;
 use crate::drain::Drain;
 use crate::http::RouteTable;
 use crate::slots::Store;
@@ -16,6 +17,8 @@ pub struct Services {
     pub clusters: Arc<ClusterManager>,
     /// Route tables that come by RDS.
     pub routes: Arc<Store<RouteTable>>,
+    /// Filters' configurations that come by ECDS.
+    pub extensions: Arc<Store<ExtensionConfig>>,
     pub log_files: Arc<LogFiles>,
     /// The server's drain: parent of every listener's.
     pub drain: Drain,

@@ -4,6 +4,7 @@
 //! to it, the last one to let go makes it unsubscribe. A slot is filled, and refilled, by discovery; readers load it
 //! without a lock.
 
+use crate::config::ConfigError;
 use crate::config::model::ConfigSource;
 use arc_swap::ArcSwapOption;
 use std::collections::HashMap;
@@ -16,6 +17,8 @@ pub enum Kind {
     Route,
     Secret,
     Assignment,
+    /// Configuration of a filter.
+    Extension,
 }
 
 /// Name and source of a resource. `source` is `None` for resources given in the bootstrap.
@@ -43,6 +46,21 @@ pub enum Progress {
     Missing,
 }
 
+/// Makes what a follower has prepared its own.
+pub type Commit = Box<dyn FnOnce()>;
+
+/// Somebody who holds a slot and has a say in what it may hold. Called on the control thread.
+pub trait Follower<T>: Send + Sync {
+    /// Makes ready for a value that is about to fill the slot; nothing is in use before the commit.
+    ///
+    /// # Errors
+    /// Why this value must not be used: no holder gets it, and what the slot holds stays.
+    fn prepare(&self, value: &Arc<T>) -> Result<Commit, ConfigError>;
+
+    /// The source has it no longer.
+    fn removed(&self) {}
+}
+
 /// The place of one resource. `load` is wait-free and meant for the path of a request.
 pub struct Slot<T> {
     pub key: Key,
@@ -53,10 +71,31 @@ pub struct Slot<T> {
     /// Of what it holds.
     version: Mutex<Arc<str>>,
     progress: watch::Sender<Progress>,
+    followers: Mutex<Vec<Weak<dyn Follower<T>>>>,
     wants: mpsc::UnboundedSender<Want>,
 }
 
 impl<T> Slot<T> {
+    /// Asks `follower` about every value from now on, and about the one that is there already.
+    ///
+    /// # Errors
+    /// What it has against that one.
+    pub fn follow(&self, follower: &Arc<dyn Follower<T>>) -> Result<(), ConfigError> {
+        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        followers.retain(|known| known.strong_count() > 0);
+        followers.push(Arc::downgrade(follower));
+        drop(followers);
+        if let Some(value) = self.load() {
+            follower.prepare(&value)?();
+        }
+        Ok(())
+    }
+
+    fn followers(&self) -> Vec<Arc<dyn Follower<T>>> {
+        // not asked under the lock: what they build may let go of other slots
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
+    }
+
     pub fn load(&self) -> Option<Arc<T>> {
         self.current.load_full()
     }
@@ -156,6 +195,7 @@ impl<T> Store<T> {
             current: ArcSwapOption::empty(),
             version: Mutex::default(),
             progress: watch::Sender::new(Progress::Waiting),
+            followers: Mutex::default(),
             wants: self.wants.clone(),
         });
         slots.insert(key.clone(), Arc::downgrade(&slot));
@@ -168,8 +208,18 @@ impl<T> Store<T> {
         slot
     }
 
+    /// The slot of this name and source, if somebody holds it.
     pub fn get(&self, key: &Key) -> Option<Arc<Slot<T>>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner).get(key).and_then(Weak::upgrade)
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = slots.get(key)?.upgrade();
+        if slot.is_none() {
+            // what is left of it takes as much memory as before
+            slots.remove(key);
+            if slots.len() < slots.capacity() / 8 {
+                slots.shrink_to_fit();
+            }
+        }
+        slot
     }
 
     /// Fills the slot, if somebody holds it; says whether somebody does.
@@ -180,6 +230,39 @@ impl<T> Store<T> {
     /// As `fill`, with the version of what it is filled with.
     pub fn fill_version(&self, key: &Key, value: Arc<T>, version: Arc<str>) -> bool {
         self.get(key).map(|slot| slot.fill(value, version)).is_some()
+    }
+
+    /// Fills the slots of all these keys if none of their followers objects. Slots that nobody holds are passed over.
+    ///
+    /// # Errors
+    /// The first objection; no slot was filled.
+    pub fn fill_agreed(&self, keys: &[Key], value: &Arc<T>, version: &Arc<str>) -> Result<(), ConfigError> {
+        let commits = self.prepare(keys, value)?;
+        commits.into_iter().for_each(|commit| commit());
+        keys.iter().filter_map(|key| self.get(key)).for_each(|slot| slot.fill(value.clone(), version.clone()));
+        Ok(())
+    }
+
+    /// Whether followers of these slots object to a value that is to fill them later.
+    ///
+    /// # Errors
+    /// The first objection.
+    pub fn ask(&self, keys: &[Key], value: &Arc<T>) -> Result<(), ConfigError> {
+        self.prepare(keys, value).map(drop)
+    }
+
+    fn prepare(&self, keys: &[Key], value: &Arc<T>) -> Result<Vec<Commit>, ConfigError> {
+        let slots = keys.iter().filter_map(|key| self.get(key));
+        slots.flat_map(|slot| slot.followers()).map(|follower| follower.prepare(value)).collect()
+    }
+
+    /// Takes away what the slot holds: its source has it no longer, and nothing is better than that.
+    pub fn clear(&self, key: &Key) {
+        if let Some(slot) = self.get(key) {
+            slot.current.store(None);
+            slot.followers().iter().for_each(|follower| follower.removed());
+            slot.progress.send_replace(Progress::Missing);
+        }
     }
 
     /// What the slot holds was given again, as this version.
@@ -227,7 +310,9 @@ mod tests {
         assert!(rx.try_recv().is_err());
         drop(b);
         assert_eq!(rx.try_recv().unwrap(), Want::Unsubscribe(Kind::Route, key("r")));
+        assert_eq!(store.slots.lock().unwrap().len(), 1);
         assert!(!store.fill(&key("r"), Arc::new(8)));
+        assert!(store.slots.lock().unwrap().is_empty(), "nothing is left of it");
     }
 
     #[tokio::test]
@@ -241,5 +326,42 @@ mod tests {
         assert_eq!((slot.progress(), slot.load()), (Progress::Missing, None));
         store.fill(&key("s"), Arc::new(1));
         assert_eq!(slot.progress(), Progress::Filled(1));
+        store.clear(&key("s"));
+        assert_eq!((slot.progress(), slot.load()), (Progress::Missing, None));
+    }
+
+    /// Takes no number below its own; remembers what it took.
+    struct AtLeast(u32, Arc<Mutex<Vec<u32>>>);
+
+    impl Follower<u32> for AtLeast {
+        fn prepare(&self, value: &Arc<u32>) -> Result<Commit, ConfigError> {
+            let (value, taken) = (**value, self.1.clone());
+            match value >= self.0 {
+                true => Ok(Box::new(move || taken.lock().unwrap().push(value))),
+                false => Err(ConfigError::new("", format!("{value} is less than {}", self.0))),
+            }
+        }
+    }
+
+    #[test]
+    fn one_follower_that_objects_keeps_a_value_from_all() {
+        let (tx, _rx) = mpsc::unbounded_channel();
+        let store: Store<u32> = Store::new(Kind::Secret, tx);
+        let other = Key { name: "other".into(), source: None };
+        let (a, b) = (store.slot(key("a")), store.slot(other.clone()));
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let keys = [key("a"), other];
+        let (low, high): (Arc<dyn Follower<u32>>, Arc<dyn Follower<u32>>) =
+            (Arc::new(AtLeast(1, taken.clone())), Arc::new(AtLeast(5, taken.clone())));
+        a.follow(&low).unwrap();
+        b.follow(&high).unwrap();
+        assert!(store.fill_agreed(&keys, &Arc::new(3), &Arc::default()).is_err());
+        assert_eq!((a.load(), b.load(), taken.lock().unwrap().len()), (None, None, 0));
+        drop(high);
+        store.fill_agreed(&keys, &Arc::new(3), &Arc::default()).unwrap();
+        assert_eq!((a.load(), b.load()), (Some(Arc::new(3)), Some(Arc::new(3))));
+        let late: Arc<dyn Follower<u32>> = Arc::new(AtLeast(4, taken.clone()));
+        assert!(a.follow(&late).is_err());
+        assert_eq!(*taken.lock().unwrap(), [3]);
     }
 }

@@ -152,6 +152,23 @@ async fn clusters_and_listeners() {
 }
 
 #[tokio::test]
+async fn listeners_without_a_port_of_their_own_are_listed_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("l.sock");
+    let filter = "{ name: t, typed_config: { '@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, \
+                  stat_prefix: t, cluster: a } }";
+    let listeners = format!(
+        "  - {{ name: inner, bind_to_port: false, address: {{ socket_address: {{ address: 127.0.0.1, port_value: 15002 }} }}, \
+         filter_chains: [{{ filters: [{filter}] }}] }}\n  - {{ name: local, address: {{ pipe: {{ path: {} }} }}, \
+         filter_chains: [{{ filters: [{filter}] }}] }}\n",
+        path.display()
+    );
+    let proxy = start(&listeners, &cluster("a", &[dead_address()], "")).await;
+    let text = proxy.admin("/listeners").await.unwrap().text();
+    assert_eq!(text, format!("inner::127.0.0.1:15002\nlocal::{}\n", path.display()));
+}
+
+#[tokio::test]
 async fn the_configuration_is_shown_without_its_secrets() {
     let keys = Keys::new();
     let inline = std::fs::read_to_string(keys.dir().join("server/key.pem")).unwrap().replace('\n', "\\n");
@@ -186,6 +203,42 @@ async fn the_configuration_is_shown_without_its_secrets() {
     let only = json(&proxy, "/config_dump?resource=static_clusters").await;
     assert_eq!(only["configs"][0]["cluster"]["name"], "a");
     assert_eq!(only["configs"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_typed_struct_hides_no_secret() {
+    let keys = Keys::new();
+    let file = |name: &str| std::fs::read_to_string(keys.dir().join(name)).unwrap().replace('\n', "\\n");
+    let (chain, key) = (file("server/cert.pem"), file("server/key.pem"));
+    let secret = keys.server.key_pem.lines().nth(1).unwrap();
+    for kind in ["xds.type.v3.TypedStruct", "udpa.type.v1.TypedStruct"] {
+        let transport = format!(
+            "{{ name: envoy.transport_sockets.tls, typed_config: {{ '@type': type.googleapis.com/{kind}, \
+             type_url: type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, \
+             value: {{ common_tls_context: {{ tls_certificates: [{{ certificate_chain: {{ inline_string: \"{chain}\" }}, \
+             private_key: {{ inline_string: \"{key}\" }} }}] }} }} }} }}"
+        );
+        let front = Front {
+            routes: "{ match: { prefix: / }, direct_response: { status: 200 } }",
+            transport: &transport,
+            ..Front::default()
+        };
+        let proxy = start(&front.yaml(), "").await;
+        for path in ["/config_dump", "/config_dump?resource=static_listeners", "/config_dump?mask=bootstrap"] {
+            let text = proxy.admin(path).await.unwrap().text();
+            assert!(!text.contains(secret) && text.contains("[redacted]") && text.contains(kind), "{path}: {text}");
+        }
+        if !is_envoy() {
+            let text = proxy.admin_post("/v3/discovery:client_status").await.unwrap().text();
+            assert!(!text.contains(secret) && text.contains("[redacted]") && text.contains(kind), "{text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_certificates_are_an_empty_list() {
+    let proxy = start("", &cluster("a", &[dead_address()], "")).await;
+    assert_eq!(json(&proxy, "/certs").await, serde_json::json!({"certificates": []}));
 }
 
 #[tokio::test]

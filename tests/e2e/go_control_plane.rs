@@ -459,6 +459,32 @@ async fn secrets_rotate_and_no_connection_is_lost() {
     }
 }
 
+#[tokio::test]
+async fn a_push_that_is_sent_again_and_again_is_refused_and_said_once() {
+    for mode in modes("a_push_that_is_sent_again_and_again_is_refused_and_said_once") {
+        // Only here the library sends at once what was refused.
+        if mode.wire != Wire::Sotw {
+            continue;
+        }
+        let mut mesh = Mesh::start(mode).await;
+        let mut bad = config::static_cluster("bad", &[mesh.v1.address()]);
+        bad.connect_timeout = Some(ProtoDuration { seconds: -1, nanos: 0 });
+        mesh.control_plane.set(&mesh.snapshot("2", (100, 0)).with(&bad)).await.unwrap();
+        let nacks = |mesh: &Mesh| mesh.control_plane.events().iter().filter(|event| !event.error.is_empty()).count();
+        eventually("several refusals", || async { nacks(&mesh) >= 5 }).await;
+        // The good ones of that push run meanwhile.
+        mesh.all_from("v1").await;
+        if !is_envoy() {
+            let said = mesh.proxy.stderr().iter().filter(|line| line.contains("cluster bad rejected")).count();
+            assert_eq!(said, 1, "{mode:?}: {:?}", mesh.proxy.stderr());
+        }
+        mesh.control_plane.set(&mesh.snapshot("3", (0, 100))).await.unwrap();
+        mesh.all_from("v2").await;
+        let accepted = |event: &Event| event.type_url == CDS && event.is_ack() && event.version == "3";
+        mesh.control_plane.wait_for("an ACK", accepted).await.unwrap();
+    }
+}
+
 fn layer(values: &[(&str, f64)]) -> Runtime {
     let value = |number: f64| Value { kind: Some(value::Kind::NumberValue(number)) };
     let fields = values.iter().map(|(name, number)| ((*name).to_owned(), value(*number))).collect();

@@ -1,36 +1,42 @@
 //! `--mode validate` on the fixtures: what it accepts and refuses, on both proxies, and what it tells a person.
 
-use outrigger_tests::proxy::{Options, Outcome, run_with};
+use outrigger_tests::proxy::{Options, Outcome, envoy, run_with};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::support::is_envoy;
 
 /// What the header of a fixture says should become of it.
-struct Expected {
-    accepted: bool,
+pub(super) struct Expected {
+    /// By the real Envoy.
+    envoy_accepts: bool,
+    /// By the proxy under test.
+    pub(super) accepted: bool,
     /// Parts of our own text.
     words: Vec<String>,
 }
 
 /// Reads `# verdict: accepted` (or `refused`), `# outrigger: refuses, because` (or `accepts`) and `# says: a part of the
 /// problem`.
-fn expected(text: &str) -> Expected {
+pub(super) fn expected(text: &str) -> Expected {
     let header = |name: &'static str| text.lines().filter_map(move |line| line.strip_prefix(name));
-    let accepted = match header("# verdict: ").next() {
-        Some("accepted") => is_envoy() || header("# outrigger: refuses").next().is_none(),
-        Some("refused") => !is_envoy() && header("# outrigger: accepts").next().is_some(),
+    let (envoy_accepts, accepted) = match header("# verdict: ").next() {
+        Some("accepted") => (true, header("# outrigger: refuses").next().is_none()),
+        Some("refused") => (false, header("# outrigger: accepts").next().is_some()),
         other => panic!("found the verdict {other:?}"),
     };
-    Expected { accepted, words: header("# says: ").map(str::to_owned).collect() }
+    let accepted = if is_envoy() { envoy_accepts } else { accepted };
+    Expected { envoy_accepts, accepted, words: header("# says: ").map(str::to_owned).collect() }
 }
 
-fn root() -> PathBuf {
+pub(super) fn root() -> PathBuf {
     // certificates of fixtures are named from the top of the repository
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-fn fixtures(folder: &str) -> Vec<PathBuf> {
+pub(super) fn fixtures(folder: &str) -> Vec<PathBuf> {
     let folder = root().join("tests/fixtures").join(folder);
     let mut files: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
@@ -38,9 +44,15 @@ fn fixtures(folder: &str) -> Vec<PathBuf> {
 }
 
 fn validate(file: &Path, flags: &[&str]) -> Outcome {
+    validate_by(PathBuf::new(), file, flags)
+}
+
+/// An empty `binary` is the one under test.
+fn validate_by(binary: PathBuf, file: &Path, flags: &[&str]) -> Outcome {
     let file = file.to_str().unwrap();
     let flags = [&["-c", file, "--mode", "validate", "--log-level", "warning"][..], flags].concat();
     run_with(Options {
+        binary,
         flags: flags.into_iter().map(Into::into).collect(),
         prefix: vec!["env".into(), "-C".into(), root().into()],
         ..Options::default()
@@ -48,20 +60,40 @@ fn validate(file: &Path, flags: &[&str]) -> Outcome {
     .unwrap()
 }
 
+/// Gives every fixture to the proxy under test and to the real Envoy: both must do what its header says.
 fn check(folder: &str) {
     let files = fixtures(folder);
-    let wrong: Vec<String> = files
-        .iter()
-        .filter_map(|file| {
-            let expected = expected(&std::fs::read_to_string(file).unwrap());
-            let outcome = validate(file, &[]);
-            let said = format!("{}{}", outcome.stdout, outcome.stderr);
-            let as_expected = outcome.code == Some(i32::from(!expected.accepted))
-                && (is_envoy() || expected.words.iter().all(|word| said.contains(word)));
-            (!as_expected).then(|| format!("{} ended with {:?}: {said}", file.display(), outcome.code))
-        })
-        .collect();
+    // says it on stderr when there is none
+    let real = if is_envoy() { None } else { envoy() };
+    let (next, wrong) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    wrong.lock().unwrap().extend(differences(file, real.as_deref()));
+                }
+            });
+        }
+    });
+    let wrong = wrong.into_inner().unwrap();
     assert!(files.len() > 10 && wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn differences(file: &Path, real: Option<&Path>) -> Vec<String> {
+    let expected = expected(&std::fs::read_to_string(file).unwrap());
+    let mut wrong = Vec::new();
+    let mut judge = |who: &str, outcome: Outcome, accepts: bool, words: &[String]| {
+        let said = format!("{}{}", outcome.stdout, outcome.stderr);
+        if outcome.code != Some(i32::from(!accepts)) || !words.iter().all(|word| said.contains(word)) {
+            wrong.push(format!("{}: {who} ended with {:?}: {said}", file.display(), outcome.code));
+        }
+    };
+    let words = if is_envoy() { &[][..] } else { &expected.words };
+    judge("the proxy under test", validate(file, &[]), expected.accepted, words);
+    if let Some(real) = real {
+        judge("envoy", validate_by(real.to_owned(), file, &[]), expected.envoy_accepts, &[]);
+    }
+    wrong
 }
 
 #[test]
@@ -104,7 +136,7 @@ fn every_problem_is_reported_at_once() {
     - { name: a, connect_timeout: 0s, lb_policy: BEST, conect_timeout: 1s }
     - { name: b, type: EDS }
     - { name: b }
-    - { name: c, health_checks: [{ timeout: 1s, interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1, tcp_health_check: {} }] }
+    - { name: c, track_timeout_budgets: true }
 ",
     );
     let outcome = validate(file.path(), &[]);
@@ -125,7 +157,7 @@ fn every_problem_is_reported_at_once() {
     assert_eq!(report["problems"][0]["kind"], "syntax");
     assert_eq!(report["problems"][2]["kind"], "rule");
     assert!(
-        paths(&report, "warnings").contains(&"static_resources.clusters[3].health_checks[0]".to_owned()),
+        paths(&report, "warnings").contains(&"static_resources.clusters[3].track_timeout_budgets".to_owned()),
         "{report}"
     );
 }
@@ -142,6 +174,16 @@ fn resources_of_a_control_plane_are_checked_as_such() {
         (format!("[{cluster}, {route}]"), vec!["resources[0].connect_timeout"]),
         (format!("{{ version_info: '1', resources: [{route}] }}"), vec![]),
         (format!("[{route}, {route}]"), vec!["resources[1]"]),
+        (
+            format!("{{ resources: [{{ name: a, version: '1', resource: {cluster} }}] }}"),
+            vec!["resources[0].connect_timeout"],
+        ),
+        (
+            format!(
+                "{{ '@type': type.googleapis.com/envoy.service.discovery.v3.DiscoveryResponse, resources: [{cluster}] }}"
+            ),
+            vec!["resources[0].connect_timeout"],
+        ),
     ] {
         let outcome = validate(write(&text).path(), &["--format", "json"]);
         assert_eq!(paths(&json(&outcome), "problems"), problems, "{text}");

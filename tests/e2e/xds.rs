@@ -36,7 +36,7 @@ pub fn weights(v1: u32, v2: u32) -> RouteConfiguration {
     config::route_config("routes", vec![config::weighted_route("/", &[("v1", v1), ("v2", v2)])])
 }
 
-fn bootstrap(control_plane: &ControlPlane, sotw: bool) -> String {
+pub fn bootstrap(control_plane: &ControlPlane, sotw: bool) -> String {
     Bootstrap { node_id: "n1", ads: Some(control_plane.address()), sotw, ..Bootstrap::default() }.yaml()
 }
 

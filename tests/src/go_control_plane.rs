@@ -3,7 +3,7 @@
 //!
 //! It serves ADS, separate streams and REST from one snapshot that the test sets, in either wire mode, and tells of
 //! every stream and request. What it sends when is the library's: in contrast to [`crate::control_plane`], nothing here
-//! decides it.
+//! decides it. Beside it stands a strict parser of protobuf's JSON with the library's types ([`strictly_parsed`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Write};
@@ -308,17 +308,46 @@ pub fn available() -> Result<(), String> {
     }
 }
 
+/// Reads messages from protobuf's JSON with the strict parser of Go's library: `(type, text)` each, with the error where
+/// a text is no such message. Unknown fields are errors, as are types in an Any that are not linked in
+/// (`go-control-plane/parse/types.go`).
+///
+/// # Errors
+/// When the program cannot be built or run.
+pub fn strictly_parsed(messages: &[(&str, &str)]) -> io::Result<Vec<Result<(), String>>> {
+    static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let program = PROGRAM.get_or_init(|| build("go-strict-parse", "./parse")).clone().map_err(io::Error::other)?;
+    let mut child = Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+        return Err(io::Error::other("the parser has no standard streams"));
+    };
+    let mut answers = BufReader::new(stdout).lines();
+    let mut parsed = Vec::new();
+    for (of_type, text) in messages {
+        writeln!(stdin, "{}", json!({ "type": of_type, "text": text }))?;
+        let line = answers.next().ok_or_else(|| io::Error::other("the parser ended"))??;
+        let answer: Value = serde_json::from_str(&line)?;
+        match answer["error"].as_str() {
+            Some("") => parsed.push(Ok(())),
+            Some(error) => parsed.push(Err(error.to_owned())),
+            None => return Err(io::Error::other(format!("the parser said {line}"))),
+        }
+    }
+    drop(stdin);
+    child.wait().map(|_| parsed)
+}
+
 /// The program, built once per process.
 fn program() -> io::Result<PathBuf> {
     static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    PROGRAM.get_or_init(build).clone().map_err(io::Error::other)
+    PROGRAM.get_or_init(|| build("go-control-plane", ".")).clone().map_err(io::Error::other)
 }
 
-fn build() -> Result<PathBuf, String> {
+fn build(name: &str, package: &str) -> Result<PathBuf, String> {
     let target = crate::proxy::target_dir()?;
-    let program = target.join("go-control-plane");
+    let program = target.join(name);
     let mut go = Command::new("go");
-    go.args(["build", "-buildvcs=false", "-o"]).arg(&program).arg(".").current_dir(Path::new(SOURCES));
+    go.args(["build", "-buildvcs=false", "-o"]).arg(&program).arg(package).current_dir(Path::new(SOURCES));
     let built = go.output().map_err(|e| format!("cannot run go: {e}"))?;
     match built.status.success() {
         true => Ok(program),

@@ -19,7 +19,7 @@ use crate::grpc;
 use crate::options::Options;
 use crate::rest::{self, RestOptions};
 use crate::state::Machine;
-use crate::stats::{NoStats, Stats};
+use crate::stats::Stats;
 use crate::types::{Method, Mode, SubscribeError, Subscription, TypeUrl};
 use crate::wire::Incoming;
 
@@ -83,6 +83,8 @@ pub(crate) struct Shared {
     pub drained: Notify,
     /// Wakes a source that is asked rather than told: more is wanted than at its last answer.
     pub wanted: Notify,
+    /// Wakes a source that is asked rather than told, when it had nothing to ask for: a type is no longer held back.
+    pub resumed: Notify,
     /// Wakes who waits for the next resource to expire: it is another one, or at another time.
     deadlines: Notify,
     closed: Notify,
@@ -116,6 +118,7 @@ impl Shared {
     pub fn received(self: &Arc<Self>, mut incoming: Incoming) -> Option<Event> {
         self.stats.response_received(&incoming.type_url, incoming.bytes);
         let Some(outstanding) = self.timed(|machine| machine.received(&mut incoming)) else {
+            self.stats.response_unwanted(&incoming.type_url, incoming.bytes);
             self.work.wake();
             return None;
         };
@@ -174,6 +177,7 @@ fn event(incoming: Incoming, expired: bool, answer: Answer) -> Event {
 /// Where events go, for sources that alternate between good and bad: `Connected` and `Disconnected` take turns.
 pub(crate) struct Reporter {
     pub events: mpsc::Sender<Event>,
+    stats: Arc<dyn Stats>,
     connected: bool,
 }
 
@@ -181,8 +185,8 @@ pub(crate) struct Reporter {
 pub(crate) struct Gone;
 
 impl Reporter {
-    pub fn new(events: mpsc::Sender<Event>) -> Self {
-        Reporter { events, connected: false }
+    pub fn new(events: mpsc::Sender<Event>, stats: Arc<dyn Stats>) -> Self {
+        Reporter { events, stats, connected: false }
     }
 
     /// The source answered.
@@ -190,12 +194,14 @@ impl Reporter {
         if std::mem::replace(&mut self.connected, true) {
             return Ok(());
         }
+        self.stats.connected();
         self.events.send(Event::Connected).await.map_err(|_| Gone)
     }
 
     /// The source could not be asked, or what it gave cannot be used. What was received before stays valid.
     pub async fn bad(&mut self, error: String, code: Option<Code>, retry_in: Duration) -> Result<(), Gone> {
         self.connected = false;
+        self.stats.disconnected();
         self.events.send(Event::Disconnected { error, code, retry_in }).await.map_err(|_| Gone)
     }
 }
@@ -229,7 +235,7 @@ impl Client {
     /// Outside of a tokio runtime.
     pub fn watch_file(options: FileOptions) -> (Client, Events) {
         let machine = Machine::new(Mode::Sotw, Some(options.type_url.clone()), true);
-        let stats = Arc::new(NoStats);
+        let stats = options.stats.clone();
         Client::spawn(machine, stats, options.event_queue, move |shared, events| file::run(options, shared, events))
     }
 
@@ -244,7 +250,7 @@ impl Client {
     /// Outside of a tokio runtime.
     pub fn poll(options: RestOptions, connector: Arc<dyn Connect>) -> (Client, Events) {
         let machine = Machine::new(Mode::Sotw, Some(options.type_url.clone()), true);
-        let stats = Arc::new(NoStats);
+        let stats = options.stats.clone();
         Client::spawn(machine, stats, options.event_queue, move |shared, events| {
             rest::run(options, connector, shared, events)
         })
@@ -264,11 +270,15 @@ impl Client {
             work: AtomicWaker::new(),
             drained: Notify::new(),
             wanted: Notify::new(),
+            resumed: Notify::new(),
             deadlines: Notify::new(),
             closed: Notify::new(),
             stats,
         });
-        let (events, queue) = mpsc::channel(event_queue.max(1));
+        // One place more than events may wait: whoever reads the source keeps one for what it reads next, and what expires
+        // meanwhile must not wait for that.
+        let (events, queue) =
+            mpsc::channel(event_queue.max(1).saturating_add(1).min(tokio::sync::Semaphore::MAX_PERMITS));
         let task = task(shared.clone(), events.clone());
         let ended = shared.clone();
         tokio::spawn(async move {
@@ -306,8 +316,8 @@ impl Client {
     }
 
     /// Takes names back; `*` takes back the wildcard. Resources of these names that are under way still arrive.
-    /// In state of the world, a wildcard cannot be taken back without ever having named a name: the protocol has no words
-    /// for it.
+    /// In state of the world, a wildcard cannot be taken back on a stream that never named a name: the protocol has no words
+    /// for it. The stream goes on bringing everything; subscribed again, it is sent anew all the same.
     pub fn unsubscribe<S: AsRef<str>>(&self, type_url: &TypeUrl, names: &[S]) {
         self.inner.shared.timed(|machine| machine.unsubscribe(type_url, names));
         self.inner.shared.work.wake();
@@ -343,6 +353,7 @@ impl Drop for Paused {
     fn drop(&mut self) {
         self.shared.machine().resume(&self.type_url);
         self.shared.work.wake();
+        self.shared.resumed.notify_one();
     }
 }
 

@@ -107,6 +107,22 @@ impl Response {
         (response, slot)
     }
 
+    /// The names that occur more than once among `resources` and `removed`: which of them holds cannot be known. Of a delta
+    /// response they are refused even if the response is acknowledged, and count as not held; in state of the world it is
+    /// for the consumer to refuse them.
+    ///
+    /// ```
+    /// use xds_client::{Kind, Resource, Response, TypeUrl};
+    /// let named = |name: &str| Resource { name: name.into(), ..Resource::default() };
+    /// let resources = vec![named("a"), named("b"), named("c"), named("a")];
+    /// let (mut response, _) = Response::new(TypeUrl::CLUSTER, "1", Kind::Delta, resources);
+    /// response.removed = vec!["c".into(), "d".into()];
+    /// assert_eq!(response.duplicates(), ["a", "c"]);
+    /// ```
+    pub fn duplicates(&self) -> Vec<&str> {
+        duplicates(&self.resources, &self.removed)
+    }
+
     /// Everything was applied.
     pub fn ack(self) {
         self.answer.ack();
@@ -118,6 +134,17 @@ impl Response {
     pub fn nack(self, detail: impl Into<String>, refused: &[String]) {
         self.answer.nack(detail, refused);
     }
+}
+
+/// See [`Response::duplicates`]; sorted.
+pub(crate) fn duplicates<'a>(resources: &'a [Resource], removed: &'a [String]) -> Vec<&'a str> {
+    let mut names: Vec<&str> = resources.iter().map(|r| r.name.as_str()).collect();
+    names.sort_unstable();
+    let mut more: Vec<&str> = names.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+    more.extend(removed.iter().map(String::as_str).filter(|name| names.binary_search(name).is_ok()));
+    more.sort_unstable();
+    more.dedup();
+    more
 }
 
 /// Where the answer to a response made by [`Response::new`] arrives.

@@ -3,25 +3,30 @@
 //! is not seen, as it might be seen half written.)
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prost::Message;
+use rustix::fs::OFlags;
 use tokio::sync::mpsc;
 use xds_protos::pb::envoy::service::discovery::v3::DiscoveryResponse;
 
 use crate::client::{Gone, Reporter, Shared};
 use crate::directory::Directory;
 use crate::event::Event;
+use crate::options::Backoff;
 use crate::state::Next;
+use crate::stats::{NoStats, Stats};
 use crate::text::{self, Encoding};
 use crate::types::TypeUrl;
 use crate::wire::Incoming;
 
-/// Between attempts to watch a directory that is not there (any more).
-const WATCH_AGAIN: Duration = Duration::from_secs(1);
+/// Between attempts to watch a directory that is not there (any more): twice as long after each, up to a bound.
+const WATCH_AGAIN: Backoff = Backoff { base: Duration::from_secs(1), max: Duration::from_secs(8) };
 
 /// A file with resources of one type: a `DiscoveryResponse` in the form that the ending of its name says, as for Envoy:
 /// `.yaml` and `.yml`, `.pb` (the message's bytes), anything else is JSON. `.pb_text` is refused.
@@ -49,7 +54,8 @@ const WATCH_AGAIN: Duration = Duration::from_secs(1);
 /// }
 /// # }
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Its directory is watched with Linux's inotify.
+#[derive(Clone, Debug)]
 pub struct FileOptions {
     /// Type of the resources. A file that says it is of another type is an error.
     pub type_url: TypeUrl,
@@ -59,10 +65,12 @@ pub struct FileOptions {
     pub watched_directory: Option<PathBuf>,
     /// Refuse a text with fields that Envoy's API does not have; else they are left out, with a warning in the log.
     pub reject_unknown_fields: bool,
-    /// Largest file that is read, in bytes.
+    /// Largest file that is read, in bytes. What is no regular file is not read.
     pub max_bytes: usize,
     /// Events that may wait for a slow consumer. At least 1.
     pub event_queue: usize,
+    /// Who counts.
+    pub stats: Arc<dyn Stats>,
 }
 
 impl FileOptions {
@@ -75,6 +83,7 @@ impl FileOptions {
             reject_unknown_fields: false,
             max_bytes: 64 << 20,
             event_queue: 4,
+            stats: Arc::new(NoStats),
         }
     }
 
@@ -91,7 +100,8 @@ impl FileOptions {
 
 /// Serves until nobody listens any more.
 pub(crate) async fn run(options: FileOptions, shared: Arc<Shared>, events: mpsc::Sender<Event>) {
-    let source = Source { reporter: Reporter::new(events), resolved: None, options, shared };
+    let reporter = Reporter::new(events, shared.stats.clone());
+    let source = Source { reporter, resolved: None, options, shared, withheld: false, watching: None };
     // It only ends when nobody is there to be told.
     _ = source.run().await;
 }
@@ -102,22 +112,35 @@ struct Source {
     reporter: Reporter,
     /// Where the path led when the file was read last.
     resolved: Option<PathBuf>,
+    /// Nothing was wanted when the file was read last, or its type was held back.
+    withheld: bool,
+    /// What was told of a directory that cannot be watched.
+    watching: Option<String>,
 }
 
 impl Source {
     async fn run(mut self) -> Result<(), Gone> {
         self.shared.wanted.notified().await;
+        let mut failures = 0;
         loop {
             // The watch stands before the file is read, so that no change falls in between.
             let directory = match Directory::watch(self.options.directory()) {
                 Ok(directory) => directory,
                 Err(e) => {
                     let error = format!("watching {}: {e}", self.options.directory().display());
-                    self.reporter.bad(error, None, WATCH_AGAIN).await?;
-                    tokio::time::sleep(WATCH_AGAIN).await;
+                    let again = WATCH_AGAIN.bound(failures);
+                    failures = failures.saturating_add(1);
+                    // Once: what is told again and again is not read.
+                    if self.watching.as_ref() != Some(&error) {
+                        self.watching = Some(error.clone());
+                        self.reporter.bad(error, None, again).await?;
+                    }
+                    tokio::time::sleep(again).await;
                     continue;
                 }
             };
+            failures = 0;
+            self.watching = None;
             self.read().await?;
             if let Err(e) = self.follow(&directory).await? {
                 tracing::debug!("watching {} anew: {e}", self.options.directory().display());
@@ -134,6 +157,10 @@ impl Source {
                     self.read().await?;
                     continue;
                 }
+                () = self.shared.resumed.notified(), if self.withheld => {
+                    self.read().await?;
+                    continue;
+                }
             };
             let moves = match moves {
                 Ok(moves) => moves,
@@ -146,7 +173,7 @@ impl Source {
             let replaced = moves.overflow
                 || self.options.watched_directory.is_some()
                 || moves.names.iter().any(|name| Some(name.as_os_str()) == own_name)
-                || std::fs::canonicalize(&self.options.path).ok() != self.resolved;
+                || resolve(self.options.path.clone()).await != self.resolved;
             if replaced {
                 self.read().await?;
             }
@@ -155,9 +182,11 @@ impl Source {
 
     /// Reads the file and hands it over, or says why not.
     async fn read(&mut self) -> Result<(), Gone> {
-        self.resolved = std::fs::canonicalize(&self.options.path).ok();
-        // Local and bounded; a thread of its own would cost more than it saves.
-        let incoming = match load(&self.options) {
+        self.resolved = resolve(self.options.path.clone()).await;
+        // Another thread's: the file may lie on a disk that is slow, or on another machine that is away.
+        let options = self.options.clone();
+        let loaded = tokio::task::spawn_blocking(move || load(&options)).await;
+        let incoming = match loaded.unwrap_or_else(|e| Err(e.to_string())) {
             Ok(incoming) => incoming,
             Err(error) => {
                 let error = format!("{}: {error}", self.options.path.display());
@@ -168,12 +197,18 @@ impl Source {
         let room = self.reporter.events.reserve().await.map_err(|_| Gone)?;
         let stream = self.shared.machine().open();
         let wanted = matches!(self.shared.machine().next_request(stream), Next::Send(_));
+        self.withheld = !wanted;
         if wanted && let Some(event) = self.shared.received(incoming) {
             room.send(event);
         }
         self.shared.close();
         Ok(())
     }
+}
+
+/// Where a path leads.
+async fn resolve(path: PathBuf) -> Option<PathBuf> {
+    tokio::task::spawn_blocking(move || std::fs::canonicalize(path).ok()).await.ok().flatten()
 }
 
 fn load(options: &FileOptions) -> Result<Incoming, String> {
@@ -185,7 +220,14 @@ fn load(options: &FileOptions) -> Result<Incoming, String> {
         }
         _ => Some(Encoding::of_file(&options.path)),
     };
-    let file = std::fs::File::open(&options.path).map_err(|e| e.to_string())?;
+    // Opening a pipe would wait for somebody to write into it.
+    let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = File::options().read(true).custom_flags(nonblock).open(&options.path).map_err(|e| e.to_string())?;
+    let kind = file.metadata().map_err(|e| e.to_string())?.file_type();
+    if !kind.is_file() {
+        let found = if kind.is_dir() { "a directory" } else { "a device, pipe or socket" };
+        return Err(format!("is {found}, expected a regular file"));
+    }
     let mut bytes = Vec::new();
     let limit = u64::try_from(options.max_bytes).unwrap_or(u64::MAX);
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| e.to_string())?;

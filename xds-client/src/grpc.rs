@@ -3,6 +3,7 @@
 
 use std::error::Error as _;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -13,21 +14,24 @@ use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
+use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 
 use crate::client::Shared;
-use crate::connect::Connect;
+use crate::connect::{Connect, Greeted};
 use crate::event::Event;
 use crate::limit::TokenBucket;
 use crate::options::Options;
 use crate::state::Next;
-use crate::wire::{Request, XdsCodec};
+use crate::wire::{Incoming, Request, XdsCodec};
 
 /// The requests of one stream, made when HTTP/2 can take them and the rate limit lets them pass.
 struct Requests {
     shared: Arc<Shared>,
     stream: u64,
+    /// Told when nothing asks for requests any more: the stream is dead, and what waits will never be sent on it.
+    gone: Arc<AtomicBool>,
     limit: Option<Arc<Mutex<TokenBucket>>>,
     /// Until there is a token.
     wait: Option<Pin<Box<Sleep>>>,
@@ -87,6 +91,13 @@ impl Stream for Requests {
     }
 }
 
+impl Drop for Requests {
+    fn drop(&mut self) {
+        self.gone.store(true, Ordering::Release);
+        self.shared.drained.notify_one();
+    }
+}
+
 /// Why there is no stream.
 struct Failure {
     error: String,
@@ -112,7 +123,8 @@ pub(crate) async fn run(
     events: mpsc::Sender<Event>,
 ) {
     let node = Arc::new(options.announced_node());
-    let codec = XdsCodec { mode: options.mode, node, stats: options.stats.clone() };
+    let (stats, max_resources) = (options.stats.clone(), options.max_resources);
+    let codec = XdsCodec { mode: options.mode, node, stats, max_resources };
     let limit = options.rate_limit.map(|limit| Arc::new(Mutex::new(TokenBucket::new(limit, Instant::now()))));
     Driver { options, codec, limit, connector, shared, events, failures: 0 }.run().await;
 }
@@ -137,6 +149,9 @@ impl Driver {
                 Err(failure) => failure,
             };
             self.shared.close();
+            if self.limit.is_some() {
+                self.shared.stats.pending_requests(0);
+            }
             self.shared.stats.disconnected();
             let retry_in = self.options.backoff.draw(self.failures);
             self.failures = self.failures.saturating_add(1);
@@ -163,15 +178,22 @@ impl Driver {
         if self.events.send(Event::Connected).await.is_err() {
             return Ok(());
         }
-        let requests = Requests { shared: self.shared.clone(), stream, limit: self.limit.clone(), wait: None };
+        let gone = Arc::new(AtomicBool::new(false));
+        let requests =
+            Requests { shared: self.shared.clone(), stream, gone: gone.clone(), limit: self.limit.clone(), wait: None };
         let path = PathAndQuery::from_static(path);
         // The answer's headers may come with the first response only, and requests flow meanwhile.
-        let opened = grpc.streaming(tonic::Request::new(requests), path, self.codec.clone()).await?;
+        let mut request = tonic::Request::new(requests);
+        *request.metadata_mut() = MetadataMap::from_headers(self.options.metadata.clone());
+        let opened = grpc.streaming(request, path, self.codec.clone()).await?;
         let mut responses = opened.into_inner();
         loop {
             // Room for the event first: a consumer that is slow must slow the server, not fill the memory.
             let Ok(room) = self.events.reserve().await else { return Ok(()) };
             while !self.shared.machine().has_room() {
+                if gone.load(Ordering::Acquire) {
+                    return Err(self.last_words(responses).await);
+                }
                 self.shared.drained.notified().await;
             }
             let Some(response) = responses.message().await? else {
@@ -184,17 +206,30 @@ impl Driver {
         }
     }
 
+    /// Why a stream died that was not read on. What it brought until then cannot be answered, and is sent anew to the next.
+    async fn last_words(&self, mut responses: Streaming<Incoming>) -> Failure {
+        let end = async {
+            while responses.message().await?.is_some() {}
+            Ok(())
+        };
+        match tokio::time::timeout(self.options.connect_timeout, end).await {
+            Ok(Err(status)) => Status::into(status),
+            Ok(Ok(())) => Failure { error: "the server ended the stream".into(), code: Some(Code::Ok) },
+            Err(_) => Failure { error: "the server reads no more requests".into(), code: Some(Code::Unavailable) },
+        }
+    }
+
     async fn connect(&self) -> Result<Channel, Failure> {
         let below_grpc = |error| Failure { error, code: None };
         let options = &self.options;
         let authority = self.connector.authority();
-        let uri = Uri::builder()
-            .scheme("http")
-            .authority(authority.as_str())
-            .path_and_query("/")
-            .build()
-            .map_err(|e| below_grpc(format!("{authority:?} is no authority for a request: {e}")))?;
-        let mut endpoint = Endpoint::from(uri)
+        let uri = |scheme| {
+            let uri = Uri::builder().scheme(scheme).authority(authority.as_str()).path_and_query("/").build();
+            uri.map_err(|e| below_grpc(format!("{authority:?} is no authority for a request: {e}")))
+        };
+        // What is secured is the connector's business: the library is only to say so.
+        let mut endpoint = Endpoint::from(uri("http")?)
+            .origin(uri(self.connector.scheme())?)
             .initial_stream_window_size(options.stream_window_bytes)
             .initial_connection_window_size(options.connection_window_bytes);
         if let Some(keepalive) = options.keepalive {
@@ -203,10 +238,10 @@ impl Driver {
         if let Ok(named) = endpoint.clone().user_agent(options.user_agent.as_str()) {
             endpoint = named;
         }
-        let connector = self.connector.clone();
+        let (connector, limit) = (self.connector.clone(), options.connect_timeout);
         let connect = tower::service_fn(move |_: Uri| {
-            let connecting = connector.connect();
-            async move { connecting.await.map(TokioIo::new) }
+            let connecting = connector.connect_within(limit);
+            async move { connecting.await.map(|io| TokioIo::new(Greeted::new(io, limit))) }
         });
         match tokio::time::timeout(options.connect_timeout, endpoint.connect_with_connector(connect)).await {
             Ok(connected) => connected.map_err(|e| below_grpc(with_causes(&e))),

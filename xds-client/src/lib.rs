@@ -10,7 +10,21 @@
 //!   the server what is held, so that only what changed is sent again. What was refused does not count as held.
 //! - Subscription changes never travel in an acknowledgement, and carry no nonce in delta: servers such as Istio's
 //!   ignore or log them otherwise.
+//! - A new state-of-the-world stream names the version that was taken last, if the consumer has everything it stands for;
+//!   where names were added since, dropped and wanted again, have expired, or were refused in part, it names none, and the
+//!   server sends all of it. So what a server believes to have been seen leaves no gap.
 //! - A consumer that is slow slows the server: queues are bounded.
+//!
+//! **Order of answers.** Responses are handed over in the order in which they came, and should be applied in it. Their answers
+//! may be given in any order and at any time: what is held, and what expires, follows the order of the responses.
+//!
+//! **Memory.** A client holds [`Options::event_queue`] responses and one more, each of at most
+//! [`Options::max_message_bytes`] and [`Options::max_resources`], what the HTTP/2 windows let the server send, the names and
+//! versions that the consumer has, and at most 1,024 answers that the server has not read: behind these the stream is not
+//! read on, nor is it if answers of a type that is [held back](Client::pause) pile up so far.
+//!
+//! **Closing.** Dropping the last [`Client`] ends the stream; what is queued for [`Events`] by then is still handed over.
+//! Answers that are owed may be given later, and lead nowhere.
 //!
 //! This crate knows the names of the resource types and of the services that carry them. What a cluster or a listener
 //! is, it does not know: bodies are handed over as they came.
@@ -25,6 +39,8 @@
 //! | wildcard, names, both | [`Subscription`]; the wildcard beside names is the name `*` |
 //! | names and collections of `xdstp:` | refused: [`SubscribeError`] |
 //! | on demand, aliases (VHDS) | subscribe `route_config/domain`; [`Resource::aliases`]; [`Resource::body`] is `None` if there is none |
+//! | types nobody asked for | on the aggregated stream passed over, as by Envoy; on a stream of one type refused |
+//! | a name twice in a delta response | [`Response::duplicates`]; refused, and not held |
 //! | resources that do not exist | delta: in [`Response::removed`]; else they do not come, and waiting is the consumer's |
 //! | `Resource` in state of the world, times to live, heartbeats | [`Options::announce_resource_ttl`], [`Response::expired`], [`Resource::heartbeat`] |
 //! | `initial_resource_versions` | at the begin of each delta stream, once every response of the last is answered |
@@ -58,6 +74,8 @@
 //! }
 //! # }
 //! ```
+//!
+//! Files are watched with Linux's inotify; the crate is for Linux.
 //!
 //! What it follows: Envoy's documentation page "xDS REST and gRPC protocol", and what Envoy 1.40 does on the wire.
 

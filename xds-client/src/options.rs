@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderMap;
 use xds_protos::pb::envoy::config::core::v3::Node;
 
 use crate::stats::{NoStats, Stats};
@@ -36,6 +37,9 @@ pub struct Options {
     pub set_node_on_first_message_only: bool,
     /// Largest response accepted, in bytes; a larger one ends the stream with `OUT_OF_RANGE`.
     pub max_message_bytes: usize,
+    /// Most resources in a response, and names of removed ones; more end the stream with `OUT_OF_RANGE`. Small ones take
+    /// hundreds of times their size once they are decoded.
+    pub max_resources: usize,
     /// HTTP/2 receive window of the stream, in bytes. Below 16 MB large pushes pay round trips, and h2 counts a peer
     /// that sends many small DATA frames as hostile (its budget is half of the connection window).
     pub stream_window_bytes: u32,
@@ -45,11 +49,15 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// HTTP/2 pings, which find a server that vanished without closing its connection; `None` sends none.
     pub keepalive: Option<Keepalive>,
-    /// Events that may wait for a slow consumer; when they do, the stream is no longer read. At least 1.
+    /// Events that may wait for a slow consumer; when they do, the stream is no longer read. At least 1; one more is in the
+    /// reader's hands.
     pub event_queue: usize,
     /// Value of the `user-agent` header, in front of the name and version of the gRPC library. Must be a legal header
     /// value, or it is left out.
     pub user_agent: String,
+    /// Headers sent with each stream, such as `authorization`. Those of gRPC itself (`content-type`, `te`, `user-agent`) cannot
+    /// be set here. Envoy's `initial_metadata`.
+    pub metadata: HeaderMap,
     /// Most requests in a time, all together; `None` for no limit. Envoy's `rate_limit_settings`.
     pub rate_limit: Option<RateLimit>,
     /// Announce in the node that resources may have a time to live, and in state of the world a wrapper that says so. What
@@ -69,12 +77,14 @@ impl Options {
             backoff: Backoff::default(),
             set_node_on_first_message_only: true,
             max_message_bytes: 64 << 20,
+            max_resources: 250_000,
             stream_window_bytes: 16 << 20,
             connection_window_bytes: 16 << 20,
             connect_timeout: Duration::from_secs(5),
             keepalive: Some(Keepalive::default()),
             event_queue: 4,
             user_agent: "xds-client".into(),
+            metadata: HeaderMap::new(),
             rate_limit: None,
             announce_resource_ttl: false,
             stats: Arc::new(NoStats),

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderValue, Method as HttpMethod, Request as HttpRequest, Response as HttpResponse, StatusCode, header};
+use http::{
+    HeaderMap, HeaderValue, Method as HttpMethod, Request as HttpRequest, Response as HttpResponse, StatusCode, header,
+};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming as Body;
 use hyper::client::conn::{http1, http2};
@@ -20,6 +22,7 @@ use crate::connect::{BoxIo, Connect};
 use crate::event::Event;
 use crate::grpc::with_causes;
 use crate::state::Next;
+use crate::stats::{NoStats, Said, Stats};
 use crate::text::{self, Encoding};
 use crate::types::{Method, TypeUrl};
 use crate::wire::{Incoming, Request};
@@ -56,6 +59,10 @@ pub struct RestOptions {
     pub event_queue: usize,
     /// Value of the `user-agent` header. Must be a legal header value, or it is left out.
     pub user_agent: String,
+    /// Headers sent with each poll, such as `authorization`.
+    pub metadata: HeaderMap,
+    /// Who counts. A poll is a [`Said::Subscription`].
+    pub stats: Arc<dyn Stats>,
 }
 
 impl RestOptions {
@@ -71,6 +78,8 @@ impl RestOptions {
             max_message_bytes: 64 << 20,
             event_queue: 4,
             user_agent: "xds-client".into(),
+            metadata: HeaderMap::new(),
+            stats: Arc::new(NoStats),
         }
     }
 }
@@ -82,7 +91,8 @@ pub(crate) async fn run(
     shared: Arc<Shared>,
     events: mpsc::Sender<Event>,
 ) {
-    let poller = Poller { options, connector, shared, reporter: Reporter::new(events), answered: Vec::new() };
+    let reporter = Reporter::new(events, shared.stats.clone());
+    let poller = Poller { options, connector, shared, reporter };
     // It only ends when nobody is there to be told.
     _ = poller.run().await;
 }
@@ -92,8 +102,6 @@ struct Poller {
     connector: Arc<dyn Connect>,
     shared: Arc<Shared>,
     reporter: Reporter,
-    /// The names that the last response was an answer to, sorted; none for all there are.
-    answered: Vec<String>,
 }
 
 impl Poller {
@@ -103,19 +111,14 @@ impl Poller {
             _ = self.shared.wanted.notified().now_or_never();
             let stream = self.shared.machine().open();
             let next = self.shared.machine().next_request(stream);
-            let Next::Send(mut request) = next else {
+            let Next::Send(request) = next else {
                 self.shared.close();
-                self.shared.wanted.notified().await;
+                tokio::select! {
+                    () = self.shared.wanted.notified() => self.shared.wanted.notify_one(),
+                    () = self.shared.resumed.notified() => {}
+                }
                 continue;
             };
-            // A server knows nothing of the poll before: one that has nothing newer than the version we hold answers
-            // "not modified", also for names that we hold nothing of.
-            let mut names = request.names.clone();
-            names.sort_unstable();
-            let more = names.is_empty() && !self.answered.is_empty();
-            if more || names.iter().any(|name| self.answered.binary_search(name).is_err()) {
-                request.version.clear();
-            }
             let timeout = self.options.request_timeout;
             let outcome = match tokio::time::timeout(timeout, self.poll(request)).await {
                 Ok(outcome) => outcome,
@@ -126,7 +129,6 @@ impl Poller {
                 Ok(incoming) => {
                     self.reporter.good().await?;
                     if let Some(incoming) = incoming {
-                        self.answered = names;
                         let room = self.reporter.events.reserve().await.map_err(|_| Gone)?;
                         if let Some(event) = self.shared.received(incoming) {
                             room.send(event);
@@ -154,8 +156,9 @@ impl Poller {
             .rest_path()
             .ok_or_else(|| format!("there is no REST service for {}", options.type_url))?;
         let body = Bytes::from(text::request(&request.into_sotw(&options.node)));
+        options.stats.request_sent(&options.type_url, Said::Subscription, body.len());
         let request = self.http_request(path, body).map_err(|e| e.to_string())?;
-        let io = self.connector.connect().await.map_err(|e| e.to_string())?;
+        let io = self.connector.connect_within(options.request_timeout).await.map_err(|e| e.to_string())?;
         let response =
             if options.http2 { self.over_http2(io, request).await } else { self.over_http1(io, request).await };
         let response = response.map_err(|e| e.to_string())?;
@@ -178,12 +181,17 @@ impl Poller {
         let mut request = HttpRequest::builder().method(HttpMethod::POST);
         // HTTP/2 takes the authority from the URI, HTTP/1.1 from the host header.
         request = match self.options.http2 {
-            true => request.uri(format!("http://{authority}{path}")),
+            true => request.uri(format!("{}://{authority}{path}", self.connector.scheme())),
             false => request.uri(path).header(header::HOST, authority),
         };
         request = request.header(header::CONTENT_TYPE, "application/json").header(header::CONTENT_LENGTH, body.len());
         if let Ok(agent) = HeaderValue::from_str(&self.options.user_agent) {
             request = request.header(header::USER_AGENT, agent);
+        }
+        if let Some(headers) = request.headers_mut() {
+            for (name, value) in &self.options.metadata {
+                headers.append(name, value.clone());
+            }
         }
         request.body(Full::new(body))
     }

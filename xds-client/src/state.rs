@@ -4,9 +4,10 @@
 //! and changes made between two requests go out as one.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::event::{Kind, Verdict};
+use crate::event::{Kind, Verdict, duplicates};
 use crate::types::{Mode, SubscribeError, Subscription, TypeUrl};
 use crate::wire::{Incoming, Request};
 use deadlines::Deadlines;
@@ -14,6 +15,7 @@ pub(crate) use subscription::Outstanding;
 use subscription::{Offered, TypeState};
 
 mod deadlines;
+mod holdings;
 #[cfg(test)]
 mod lifetimes;
 #[cfg(test)]
@@ -44,6 +46,8 @@ pub(crate) struct Machine {
     received: u64,
     /// Of resources that the consumer has.
     deadlines: Deadlines,
+    /// That this stream brings types nobody asked for was said.
+    foreign_said: bool,
 }
 
 enum Outgoing {
@@ -51,8 +55,6 @@ enum Outgoing {
     Subscription(usize),
     /// An answer to a response of a known type.
     Answer { index: usize, nonce: String, version: Option<String>, number: u64, error: Option<String> },
-    /// An answer to a response of a type that nobody subscribed.
-    Refusal { type_url: String, nonce: String, error: String },
 }
 
 /// What a stream shall do next.
@@ -78,6 +80,7 @@ impl Machine {
             outbox: VecDeque::new(),
             received: 0,
             deadlines: Deadlines::default(),
+            foreign_said: false,
         }
     }
 
@@ -115,6 +118,7 @@ impl Machine {
     /// Takes names (or `*`) from the subscription of a type and forgets what is held of them.
     pub(crate) fn unsubscribe<S: AsRef<str>>(&mut self, type_url: &TypeUrl, names: &[S]) {
         let Some(index) = self.find(type_url) else { return };
+        let newest = self.received;
         if let Some(t) = self.types.get_mut(index) {
             for name in names.iter().map(AsRef::as_ref) {
                 if !t.wanted.remove(name) {
@@ -125,9 +129,10 @@ impl Machine {
                 if t.opened && !t.added.remove(name) {
                     t.removed.insert(name.to_string());
                 }
-                t.forget_unwanted(name);
+                t.opening.remove(name);
+                t.held.unwanted(name, &t.wanted, (t.owed > 0).then_some(newest));
             }
-            self.deadlines.retain(index, |name| t.wants(name, t.aliases.get(name).map_or(&[], Vec::as_slice)));
+            self.deadlines.retain(index, None, |name| t.wants(name, t.held.aliases(name)));
         }
         self.queue_subscription(index);
     }
@@ -140,6 +145,7 @@ impl Machine {
         }
     }
 
+    /// Lets the requests of a type go on, if nobody else holds them back.
     pub(crate) fn resume(&mut self, type_url: &TypeUrl) {
         if let Some(t) = self.find(type_url).and_then(|index| self.types.get_mut(index)) {
             t.paused = t.paused.saturating_sub(1);
@@ -152,6 +158,7 @@ impl Machine {
         self.stream += 1;
         self.live = true;
         self.node_told = false;
+        self.foreign_said = false;
         for index in 0..self.types.len() {
             self.queue_subscription(index);
         }
@@ -168,7 +175,6 @@ impl Machine {
             t.opened = false;
             t.named = false;
             t.queued = false;
-            t.version = t.taken.clone();
             t.nonce.text.clear();
         }
     }
@@ -178,7 +184,7 @@ impl Machine {
         self.outbox.len() < MAX_WAITING
     }
 
-    /// A response arrived. `None` if it is refused here, because its type was not asked for on this stream.
+    /// A response arrived. `None` if it is not for the consumer, because its type was not asked for on this stream.
     pub(crate) fn received(&mut self, response: &mut Incoming) -> Option<Outstanding> {
         self.received += 1;
         // Servers of one type may leave out what the method says already.
@@ -187,13 +193,7 @@ impl Machine {
         }
         let index = self.types.iter().position(|t| t.opened && t.type_url == response.type_url);
         let Some(index) = index else {
-            let error = match &self.only {
-                Some(only) => format!("this stream is for {only}, but the response is of type {}", response.type_url),
-                None => format!("type {} was never subscribed on this stream", response.type_url),
-            };
-            tracing::warn!(nonce = %response.nonce, "refusing a discovery response: {error}");
-            let type_url = self.only.as_ref().unwrap_or(&response.type_url).to_string();
-            self.outbox.push_back(Outgoing::Refusal { type_url, nonce: response.nonce.clone(), error });
+            self.foreign(response);
             return None;
         };
         let t = self.types.get_mut(index)?;
@@ -202,16 +202,11 @@ impl Machine {
         t.timed |= response.resources.iter().any(|r| r.ttl.is_some());
         for r in response.resources.iter_mut().filter(|r| r.body.is_none()) {
             // Renewed is what the consumer has, in this very version.
-            let same = match delta {
-                true => t.held.get(&r.name).is_some_and(|version| *version == r.version),
-                false => response.version == t.taken.text,
-            };
+            let version = if delta { &r.version } else { &response.version };
+            let same = t.held.version(&r.name) == Some(version);
             r.heartbeat = r.ttl.is_some() || (delta && same);
-            if same
-                && self.deadlines.has(index, &r.name)
-                && let Some(at) = r.ttl.and_then(|ttl| response.received.checked_add(ttl))
-            {
-                self.deadlines.set(index, &r.name, at);
+            if same && let Some(at) = r.ttl.and_then(|ttl| response.received.checked_add(ttl)) {
+                self.deadlines.renew(index, &r.name, at);
             }
         }
         let full = response.kind == Kind::Full;
@@ -220,20 +215,23 @@ impl Machine {
             response.kind = Kind::Delta;
         }
         let mut resources = Vec::new();
-        if delta || t.timed {
+        // Where everything is wanted, the state of the world needs no names.
+        if delta || t.timed || t.wanted.iter().any(|name| name != WILDCARD) {
             resources.reserve(response.resources.len());
             for r in &response.resources {
-                let suspended = if r.body.is_some() { self.deadlines.take(index, &r.name) } else { None };
+                if t.timed && r.body.is_some() {
+                    self.deadlines.suspend(index, &r.name);
+                }
                 resources.push(Offered {
                     name: r.name.clone(),
                     aliases: r.aliases.clone(),
                     version: r.version.clone(),
                     has_body: r.body.is_some(),
                     ttl: r.ttl,
-                    suspended,
                 });
             }
         }
+        let duplicates = if delta { duplicates(&response.resources, &response.removed) } else { Vec::new() };
         Some(Outstanding {
             stream: self.stream,
             index,
@@ -241,51 +239,94 @@ impl Machine {
             nonce: response.nonce.clone(),
             version: response.version.clone(),
             full: response.kind == Kind::Full,
+            timed: t.timed,
             resources,
             removed: response.removed.clone(),
+            duplicates: duplicates.into_iter().map(String::from).collect(),
         })
+    }
+
+    /// A response of a type that was not asked for on this stream. A stream of one type refuses it, in the name of that
+    /// type. On the aggregated stream it is passed over, as by Envoy: a refusal would be the first request of its type, and
+    /// one without names subscribes to everything.
+    fn foreign(&mut self, response: &Incoming) {
+        let Incoming { type_url, nonce, .. } = response;
+        let number = self.received;
+        let only = self.only.as_ref().and_then(|only| self.types.iter().position(|t| t.opened && t.type_url == *only));
+        let (error, index) = match (&self.only, only) {
+            (Some(only), index) => {
+                (format!("this stream is for {only}, but the response is of type {type_url}"), index)
+            }
+            (None, _) => (format!("type {type_url} was never subscribed on this stream"), None),
+        };
+        if std::mem::replace(&mut self.foreign_said, true) {
+            tracing::debug!(%nonce, "not taking a discovery response: {error}");
+        } else {
+            tracing::warn!(%nonce, "not taking a discovery response: {error}");
+        }
+        if let Some(index) = index {
+            let (nonce, error) = (nonce.clone(), Some(error));
+            self.outbox.push_back(Outgoing::Answer { index, nonce, version: None, number, error });
+        }
     }
 
     /// The consumer answered.
     pub(crate) fn answer(&mut self, response: Outstanding, verdict: Verdict, now: Instant) {
-        let Outstanding { stream, index, number, nonce, version, full, resources, removed } = response;
+        let Outstanding { stream, index, number, nonce, version, full, timed, resources, removed, duplicates } =
+            response;
         let live = self.is_live(stream);
+        let delta = self.mode == Mode::Delta;
         let Some(t) = self.types.get_mut(index) else { return };
         t.owed = t.owed.saturating_sub(1);
-        let (error, refused) = match verdict {
-            Verdict::Ack => (None, Vec::new()),
+        let none_taken = matches!(&verdict, Verdict::Nack { refused, .. } if refused.is_empty());
+        let (error, mut refused) = match verdict {
             Verdict::Nack { detail, refused } => (Some(detail), refused),
+            Verdict::Ack if duplicates.is_empty() => (None, Vec::new()),
+            Verdict::Ack => {
+                let names = duplicates.join(", ");
+                (Some(format!("duplicate name {names} found in the union of added+removed resources")), Vec::new())
+            }
         };
-        let none_taken = error.is_some() && refused.is_empty();
+        refused.extend(duplicates.iter().cloned());
         let refused: BTreeSet<&str> = refused.iter().map(String::as_str).collect();
         let is_taken = |name: &str| !none_taken && !refused.contains(name);
-        if full && !none_taken && t.wanted.contains(WILDCARD) && t.timed {
+        if full && !none_taken && t.wanted.contains(WILDCARD) && (timed || !resources.is_empty()) {
             let named: BTreeSet<&str> = resources.iter().map(|r| r.name.as_str()).collect();
-            self.deadlines.retain(index, |name| named.contains(name));
+            self.deadlines.retain(index, Some(number), |name| named.contains(name));
+            t.held.retain(number, |name| named.contains(name) || t.wanted.contains(name));
         }
         for name in removed.iter().filter(|n| is_taken(n)) {
-            t.forget(name);
-            self.deadlines.take(index, name);
+            t.held.absent(name, number);
+            self.deadlines.gone(index, name, number);
         }
+        for name in &duplicates {
+            t.held.doubt(name, number, &t.wanted);
+            self.deadlines.gone(index, name, number);
+        }
+        let whole: Arc<str> = version.as_str().into();
         for r in resources.into_iter().filter(|r| r.has_body) {
-            let wanted = t.wants(&r.name, &r.aliases);
-            // Counted from now: while it was being applied, it could not expire.
-            let renewed = r.ttl.filter(|_| wanted).and_then(|ttl| now.checked_add(ttl));
-            match (is_taken(&r.name), renewed, r.suspended.filter(|_| wanted)) {
-                (true, Some(at), _) | (false, _, Some(at)) => self.deadlines.set(index, &r.name, at),
-                (true, None, _) => _ = self.deadlines.take(index, &r.name),
-                (false, _, None) => {}
+            let taken = is_taken(&r.name);
+            if timed {
+                // Counted from now: while it was being applied, it could not expire.
+                let renewed = taken.then(|| r.ttl.and_then(|ttl| now.checked_add(ttl)));
+                self.deadlines.answered(index, &r.name, number, renewed, t.wants(&r.name, &r.aliases));
             }
-            if self.mode == Mode::Delta && is_taken(&r.name) {
-                t.hold(r);
+            if !taken {
+                t.held.refuse(&r.name, number);
+                if !t.held.knows(&r.name) {
+                    t.opening.remove(&r.name);
+                }
+                continue;
             }
+            let version = if delta { r.version.into() } else { whole.clone() };
+            t.held.take(r.name, r.aliases, version, number, &t.wanted);
         }
-        if error.is_none() {
-            t.taken.advance(&version, number);
-            if !t.opened {
-                // The stream it came on cannot be told any more, but the next one is when it asks for the type.
-                t.version = t.taken.clone();
-            }
+        // A heartbeat is answered, but it is not of its version that it speaks.
+        if !delta && full {
+            t.answered_whole(stream, &version, number, error.is_some().then_some(none_taken));
+        }
+        if t.owed == 0 {
+            t.held.settle(!delta);
         }
         let version = error.is_none().then_some(version);
         if live {
@@ -305,7 +346,11 @@ impl Machine {
         let (index, removed) = self.deadlines.expired(now)?;
         let t = self.types.get_mut(index)?;
         for name in &removed {
-            t.forget(name);
+            t.held.forget(name);
+        }
+        if self.mode == Mode::Sotw {
+            // What there is the consumer no longer has.
+            t.held.forget(WILDCARD);
         }
         Some(Incoming {
             type_url: t.type_url.clone(),
@@ -339,7 +384,7 @@ impl Machine {
             let request = match outgoing {
                 Outgoing::Subscription(index) => {
                     let Some(t) = self.types.get_mut(index) else { continue };
-                    let request = t.subscription_request(mode);
+                    let request = t.subscription_request(mode, self.stream);
                     // Names that were dropped and wanted again: their second half follows at once.
                     t.queued = !t.added.is_empty();
                     if t.queued {
@@ -349,9 +394,6 @@ impl Machine {
                 }
                 Outgoing::Answer { index, nonce, version, number, error } => {
                     self.types.get_mut(index).map(|t| t.answer_request(mode, nonce, version, number, error))
-                }
-                Outgoing::Refusal { type_url, nonce, error } => {
-                    Some(Request { type_url, nonce, error: Some(error), ..Request::default() })
                 }
             };
             if let Some(mut request) = request {
@@ -368,7 +410,6 @@ impl Machine {
             Outgoing::Subscription(index) | Outgoing::Answer { index, .. } => {
                 self.types.get(*index).is_some_and(|t| t.paused > 0)
             }
-            Outgoing::Refusal { .. } => false,
         }
     }
 

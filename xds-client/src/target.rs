@@ -6,10 +6,12 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::connect::{BoxIo, Connect, TcpConnector, UnixConnector};
+use crate::connect::{BoxIo, CONNECT_TIMEOUT, Connect, TcpConnector, UnixConnector, in_turn};
 
 /// The port of a target that names none.
 const DEFAULT_PORT: u16 = 443;
@@ -19,8 +21,8 @@ const DEFAULT_PORT: u16 = 443;
 /// | Form | Meaning |
 /// |---|---|
 /// | `host`, `host:port`, `dns:host:port`, `dns:///host:port` | a host by DNS; without a port, 443 |
-/// | `ipv4:1.2.3.4:5`, `ipv4:1.2.3.4:5,1.2.3.5:5` | addresses, tried in order |
-/// | `ipv6:[::1]:5`, `ipv6:[::1]:5,[::2]:5` | addresses, tried in order |
+/// | `ipv4:1.2.3.4:5`, `ipv4:1.2.3.4:5,1.2.3.5:5` | addresses, tried in turn |
+/// | `ipv6:[::1]:5`, `ipv6:[::1]:5,[::2]:5` | addresses, tried in turn |
 /// | `unix:path`, `unix:///path` | a Unix socket; the second form is absolute |
 /// | `unix-abstract:name` | a Unix socket in Linux's abstract namespace |
 ///
@@ -44,6 +46,21 @@ enum Address {
     Tcp(String),
     /// A path, or `@` and a name.
     Unix(String),
+}
+
+/// How an address is reached; kept, as it remembers whose turn it is.
+enum Way {
+    Tcp(TcpConnector),
+    Unix(UnixConnector),
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Way::Tcp(tcp) => f.write_str(&tcp.authority()),
+            Way::Unix(_) => f.write_str("the Unix socket"),
+        }
+    }
 }
 
 impl Target {
@@ -173,18 +190,21 @@ pub trait Handshake: Send + Sync + 'static {
     fn handshake(&self, io: BoxIo, host: &str) -> BoxFuture<'static, io::Result<BoxIo>>;
 }
 
-/// Connects to a [`Target`], trying its addresses in order.
+/// Connects to a [`Target`], trying its addresses one after the other, each with its share of the time; each attempt begins
+/// with the next one.
 ///
 /// ```
 /// use std::sync::Arc;
 /// use xds_client::{Connect, TargetConnector};
 /// let connector = TargetConnector::new("unix:///run/xds.sock".parse()?).with_authority("xds");
-/// assert_eq!(connector.authority(), "xds");
+/// assert_eq!((connector.authority().as_str(), connector.scheme()), ("xds", "http"));
 /// # Ok::<(), xds_client::TargetError>(())
 /// ```
 #[derive(Clone)]
 pub struct TargetConnector {
     target: Target,
+    ways: Arc<[Way]>,
+    turn: Arc<AtomicUsize>,
     authority: Option<String>,
     handshake: Option<Arc<dyn Handshake>>,
 }
@@ -192,7 +212,11 @@ pub struct TargetConnector {
 impl TargetConnector {
     /// A connector in plaintext.
     pub fn new(target: Target) -> Self {
-        TargetConnector { target, authority: None, handshake: None }
+        let ways = target.addresses.iter().map(|address| match address {
+            Address::Tcp(address) => Way::Tcp(TcpConnector::new(address)),
+            Address::Unix(path) => Way::Unix(UnixConnector::new(path)),
+        });
+        TargetConnector { ways: ways.collect(), target, turn: Arc::default(), authority: None, handshake: None }
     }
 
     /// Secures each connection before it is used: `channel_credentials`.
@@ -217,31 +241,33 @@ impl fmt::Debug for TargetConnector {
 
 impl Connect for TargetConnector {
     fn connect(&self) -> BoxFuture<'static, io::Result<BoxIo>> {
-        let attempts: Vec<_> = self
-            .target
-            .addresses
-            .iter()
-            .map(|address| match address {
-                Address::Tcp(address) => TcpConnector::new(address).connect(),
-                Address::Unix(path) => UnixConnector::new(path).connect(),
-            })
-            .collect();
-        let (handshake, host) = (self.handshake.clone(), self.target.host.clone());
+        self.connect_within(CONNECT_TIMEOUT)
+    }
+
+    fn connect_within(&self, limit: Duration) -> BoxFuture<'static, io::Result<BoxIo>> {
+        let (ways, handshake, host) = (self.ways.clone(), self.handshake.clone(), self.target.host.clone());
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         Box::pin(async move {
-            let mut failure = io::Error::other("no address");
-            for attempt in attempts {
-                match attempt.await {
-                    Ok(io) => {
-                        return match handshake {
-                            Some(secure) => secure.handshake(io, &host).await,
-                            None => Ok(io),
-                        };
+            in_turn(&ways, turn, limit, |way, share| {
+                let connecting = match way {
+                    Way::Tcp(tcp) => tcp.connect_within(share),
+                    Way::Unix(unix) => unix.connect_within(share),
+                };
+                let (handshake, host) = (handshake.clone(), host.clone());
+                Box::pin(async move {
+                    let io = connecting.await?;
+                    match handshake {
+                        Some(secure) => secure.handshake(io, &host).await,
+                        None => Ok(io),
                     }
-                    Err(e) => failure = e,
-                }
-            }
-            Err(failure)
+                })
+            })
+            .await
         })
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.handshake.is_some() { "https" } else { "http" }
     }
 
     fn authority(&self) -> String {
@@ -339,6 +365,7 @@ mod tests {
         let mut said = String::new();
         listener.accept().await.unwrap().0.read_to_string(&mut said).await.unwrap();
         assert_eq!(said, "127.0.0.1");
+        assert_eq!(connector.scheme(), "https");
         let nobody = TargetConnector::new("ipv4:127.0.0.1:1".parse().unwrap());
         let error = nobody.connect().await.err().unwrap().to_string();
         assert!(error.starts_with("connecting to 127.0.0.1:1: "), "{error}");

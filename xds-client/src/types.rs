@@ -262,6 +262,7 @@ impl Subscription {
 
 /// A subscription that cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum SubscribeError {
     /// The stream is for one type, and this is another.
     #[error("{wanted} cannot be subscribed: this stream carries {only} only")]

@@ -22,6 +22,9 @@ use crate::types::{Mode, TypeUrl};
 /// The wrapper that a state-of-the-world server puts around a resource to give it a name or a time to live.
 const WRAPPER: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
 
+/// Fields inside of a resource's wrapper that are counted as usual; a message may have so many for each of its resources.
+const FIELDS_OF_RESOURCE: usize = 8;
+
 /// A request of either mode; which fields are used, the mode decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Request {
@@ -176,6 +179,25 @@ pub(crate) fn name_in(mut message: &[u8]) -> Option<String> {
     None
 }
 
+/// How many fields a message has, and how many those of number `inside` have in turn. Of one that cannot be read, up to where
+/// it breaks off.
+fn fields_in(mut message: &[u8], inside: Option<u32>) -> (usize, usize) {
+    let (mut own, mut inner) = (0, 0);
+    while message.has_remaining() {
+        let Ok((tag, wire_type)) = encoding::decode_key(&mut message) else { break };
+        own += 1;
+        if inside == Some(tag) && wire_type == WireType::LengthDelimited {
+            let length = encoding::decode_varint(&mut message).ok().and_then(|length| usize::try_from(length).ok());
+            let Some((field, rest)) = length.and_then(|length| message.split_at_checked(length)) else { break };
+            inner += fields_in(field, None).0;
+            message = rest;
+        } else if encoding::skip_field(wire_type, tag, &mut message, DecodeContext::default()).is_err() {
+            break;
+        }
+    }
+    (own, inner)
+}
+
 /// Messages to and from gRPC bodies. One codec for both modes, so that the stream's driver is written once; and only here
 /// is the size of a message on the wire known.
 #[derive(Clone)]
@@ -183,6 +205,7 @@ pub(crate) struct XdsCodec {
     pub mode: Mode,
     pub node: Arc<Node>,
     pub stats: Arc<dyn Stats>,
+    pub max_resources: usize,
 }
 
 impl Codec for XdsCodec {
@@ -227,6 +250,15 @@ impl Decoder for XdsCodec {
 
     fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<Incoming>, Status> {
         let (bytes, received) = (src.remaining(), Instant::now());
+        let src = src.copy_to_bytes(bytes);
+        // Before it is decoded: two bytes on the wire may become hundreds. Field 2 has the resources in both modes.
+        let (own, inner) = fields_in(&src, (self.mode == Mode::Delta).then_some(2));
+        let limit = self.max_resources;
+        if own > limit || inner > limit.saturating_mul(FIELDS_OF_RESOURCE) {
+            let text =
+                format!("the response has {own} resources of {inner} fields, more than the limit of {limit} allows");
+            return Err(Status::out_of_range(text));
+        }
         match self.mode {
             Mode::Delta => discovery::DeltaDiscoveryResponse::decode(src)
                 .map(|m| Incoming::from_delta(m, bytes, received))
@@ -256,6 +288,20 @@ mod tests {
         assert_eq!(name_in(&cluster.encode_to_vec()).as_deref(), Some("outbound|80||a"));
         // Field 2 varint, field 3 bytes, then the name.
         assert_eq!(name_in(b"\x10\x07\x1a\x02zz\x0a\x01n").as_deref(), Some("n"));
+    }
+
+    #[test]
+    fn fields_are_counted_before_they_are_decoded() {
+        let resource = discovery::Resource { aliases: vec!["x".into(); 5], version: "1".into(), ..Default::default() };
+        let response = discovery::DeltaDiscoveryResponse {
+            resources: vec![resource; 3],
+            removed_resources: vec!["y".into(); 4],
+            nonce: "n".into(),
+            ..Default::default()
+        };
+        let bytes = response.encode_to_vec();
+        assert_eq!((fields_in(&bytes, Some(2)), fields_in(&bytes, None)), ((8, 18), (8, 0)));
+        assert_eq!(fields_in(b"\x12\x00\x12\xff\x01", Some(2)), (2, 0));
     }
 
     #[test]

@@ -210,3 +210,34 @@ async fn a_file_is_handed_over_when_and_as_often_as_more_is_wanted() {
     drop(client);
     assert!(soon("the end", events.next()).await.is_none());
 }
+
+#[tokio::test]
+async fn a_type_held_back_is_read_when_it_may_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cds.yaml");
+    fs::write(&path, yaml("1", &["a"])).unwrap();
+    let (client, mut events) = Client::watch_file(FileOptions::new(CDS, &path));
+    let held_back = client.pause(&CDS);
+    client.subscribe(&CDS, Subscription::Wildcard);
+    connected(&mut events).await;
+    assert!(tokio::time::timeout(Duration::from_millis(50), events.next()).await.is_err(), "it is held back");
+    drop(held_back);
+    assert_eq!(names(&mut events).await, got("1", &["a"]));
+}
+
+#[tokio::test]
+async fn a_pipe_is_refused_rather_than_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cds.yaml");
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+    let (_client, mut events) = start(FileOptions::new(CDS, &path));
+    assert!(complaint(&mut events).await.ends_with("is a device, pipe or socket, expected a regular file"));
+}
+
+#[tokio::test]
+async fn a_directory_that_is_missing_is_told_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_client, mut events) = start(FileOptions::new(CDS, dir.path().join("config").join("cds.yaml")));
+    assert!(complaint(&mut events).await.starts_with("watching "));
+    assert!(tokio::time::timeout(Duration::from_millis(1500), events.next()).await.is_err());
+}

@@ -243,8 +243,9 @@ impl Liar {
                 self.send(message).await;
             }
             3 => {
+                // Nobody asked for this type, and nobody answers.
                 let other = Message { type_url: LDS, ..self.message(clusters, Vec::new()) };
-                self.send(other).await;
+                self.line.as_ref().expect("a stream is open").send(other).await;
             }
             4 => {
                 let mut twice = clusters.clone();

@@ -154,6 +154,37 @@ async fn more_that_is_wanted_is_asked_for_at_once() {
 }
 
 #[tokio::test]
+async fn a_name_dropped_and_wanted_again_is_asked_for_without_a_version() {
+    let (mut polls, address) = service().await;
+    let (client, mut events) = start(options(), &address);
+    client.subscribe(&EDS, Subscription::names(["a", "b"]));
+    poll(&mut polls).await.resources("1", &["a", "b"]);
+    connected(&mut events).await;
+    response(&mut events).await.ack();
+    let second = poll(&mut polls).await;
+    assert_eq!(second.version(), "1");
+    client.unsubscribe(&EDS, &["b"]);
+    client.subscribe(&EDS, Subscription::names(["b"]));
+    second.give(StatusCode::NOT_MODIFIED, "");
+    let third = poll(&mut polls).await;
+    assert_eq!((third.names().as_str(), third.version()), (r#"["a","b"]"#, ""));
+}
+
+#[tokio::test]
+async fn a_type_held_back_is_polled_when_it_may_go_on() {
+    let (mut polls, address) = service().await;
+    let options = RestOptions { refresh_delay: Duration::from_secs(1000), ..options() };
+    let (client, mut events) = start(options, &address);
+    let held_back = client.pause(&EDS);
+    client.subscribe(&EDS, Subscription::names(["a"]));
+    assert!(tokio::time::timeout(Duration::from_millis(50), polls.recv()).await.is_err(), "it is held back");
+    drop(held_back);
+    poll(&mut polls).await.resources("1", &["a"]);
+    connected(&mut events).await;
+    response(&mut events).await.ack();
+}
+
+#[tokio::test]
 async fn a_poll_that_fails_is_told_and_made_again() {
     let (mut polls, address) = service().await;
     let options = RestOptions { max_message_bytes: 1000, ..options() };

@@ -14,7 +14,8 @@ use tonic::Code;
 use tonic::Status;
 use xds_client::pb::envoy::config::core::v3::{ControlPlane, Node};
 use xds_client::{
-    Backoff, Client, Connect, Event, Kind, Method, Mode, Options, Subscription, TcpConnector, TypeUrl, UnixConnector,
+    Backoff, BoxFuture, BoxIo, Client, Connect, Event, Handshake, Kind, Method, Mode, Options, RateLimit, Subscription,
+    TargetConnector, TcpConnector, TypeUrl, UnixConnector,
 };
 
 const CDS: TypeUrl = TypeUrl::CLUSTER;
@@ -194,7 +195,7 @@ async fn sotw_sds_over_a_unix_socket_rotates_a_secret() {
 }
 
 #[tokio::test]
-async fn what_makes_no_sense_is_refused_and_the_stream_lives() {
+async fn what_makes_no_sense_is_passed_over_or_refused_and_the_stream_lives() {
     let (mut server, address) = Server::tcp().await;
     let (client, mut events) = Client::start(options(Mode::Delta), tcp(&address));
     client.subscribe(&CDS, Subscription::Wildcard);
@@ -202,9 +203,7 @@ async fn what_makes_no_sense_is_refused_and_the_stream_lives() {
     let mut stream = server.delta().await;
     stream.request().await;
     stream.send(delta_response(&TypeUrl::from("gar\u{0}bage"), "1", "n1", &["x"], &[])).await;
-    let refusal = stream.request().await;
-    assert_eq!((refusal.type_url.as_str(), refusal.response_nonce.as_str()), ("gar\u{0}bage", "n1"));
-    assert!(refusal.error_detail.unwrap().message.contains("never subscribed"));
+    // Nothing is said of a type that was never asked for: that would be to ask for it.
     // A resource that is not what it should be is for the consumer to refuse; it arrives as it was sent.
     let mut message = delta_response(&CDS, "1", "n2", &["x"], &[]);
     message.resources[0].name.clear();
@@ -232,6 +231,33 @@ async fn a_message_above_the_limit_ends_the_stream_and_says_why() {
     let (error, code) = disconnected(&mut events).await;
     assert_eq!(code, Some(Code::OutOfRange), "{error}");
     connected(&mut events).await;
+}
+
+#[tokio::test]
+async fn a_message_of_too_many_resources_ends_the_stream_and_says_why() {
+    for mode in [Mode::Delta, Mode::Sotw] {
+        let (mut server, address) = Server::tcp().await;
+        let (client, mut events) = Client::start(Options { max_resources: 100, ..options(mode) }, tcp(&address));
+        client.subscribe(&CDS, Subscription::Wildcard);
+        connected(&mut events).await;
+        match mode {
+            Mode::Delta => {
+                let mut stream = server.delta().await;
+                stream.request().await;
+                stream.send(delta_response(&CDS, "1", "n1", &["x"; 90], &[])).await;
+                response(&mut events).await.ack();
+                stream.send(delta_response(&CDS, "1", "n1", &["x"; 90], &["y"; 20])).await;
+            }
+            Mode::Sotw => {
+                let mut stream = server.sotw().await;
+                stream.request().await;
+                stream.send(sotw_response(&CDS, "1", "n1", &["x"; 101])).await;
+            }
+        }
+        let (error, code) = disconnected(&mut events).await;
+        assert_eq!(code, Some(Code::OutOfRange), "{error}");
+        assert!(error.contains("more than the limit of 100"), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -290,6 +316,91 @@ async fn a_slow_consumer_slows_the_server_and_loses_nothing() {
     }
 }
 
+/// Answers wait for the rate limit; when so many of them wait that the stream is not read on, its end must still be seen.
+#[tokio::test]
+async fn a_cut_is_noticed_while_answers_pile_up_behind_the_rate_limit() {
+    let (mut server, address) = Server::tcp().await;
+    let rate_limit = Some(RateLimit { burst: 2, per_second: 0.001 });
+    let (client, mut events) = Client::start(Options { rate_limit, ..options(Mode::Delta) }, tcp(&address));
+    client.subscribe(&CDS, Subscription::Wildcard);
+    connected(&mut events).await;
+    let mut stream = server.delta().await;
+    stream.request().await;
+    // One more answer passes the limit, and 1,024 may wait: of what is sent then, nothing is read.
+    let pushes = async {
+        for n in 0..1100 {
+            if !stream.offer(delta_response(&CDS, "1", &n.to_string(), &["a"], &[])).await {
+                break;
+            }
+        }
+    };
+    let answers = async {
+        for _ in 0..1025 {
+            response(&mut events).await.ack();
+        }
+    };
+    tokio::join!(pushes, answers);
+    // One may have been on its way to the consumer by then.
+    let mut more = 0;
+    while let Ok(Some(Event::Response(push))) = tokio::time::timeout(Duration::from_millis(50), events.next()).await {
+        push.ack();
+        more += 1;
+    }
+    assert!(more < 10, "the stream is read on: {more}");
+    drop((stream, server));
+    // Another may have been read when the stream died.
+    let told = loop {
+        match soon("the loss of the stream", events.next()).await {
+            Some(Event::Response(_)) => {}
+            other => break other,
+        }
+    };
+    assert!(matches!(told, Some(Event::Disconnected { .. })), "{told:?}");
+}
+
+#[tokio::test]
+async fn what_is_secured_says_https_and_metadata_goes_with_each_stream() {
+    struct Sure;
+    impl Handshake for Sure {
+        fn handshake(&self, io: BoxIo, _: &str) -> BoxFuture<'static, std::io::Result<BoxIo>> {
+            Box::pin(async move { Ok(io) })
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = format!("ipv4:{}", listener.local_addr().unwrap()).parse().unwrap();
+    let mut options = options(Mode::Delta);
+    options.metadata.insert("x-tenant", "blue".parse().unwrap());
+    options.metadata.insert("te", "not of this crate".parse().unwrap());
+    let connector = TargetConnector::new(target).with_handshake(Arc::new(Sure)).with_authority("xds.example.com");
+    let (_client, _events) = Client::start(options, Arc::new(connector));
+    for _ in 0..2 {
+        let (io, _) = listener.accept().await.unwrap();
+        let mut connection = soon("HTTP/2", h2::server::handshake(io)).await.unwrap();
+        let (request, mut respond) = soon("a stream", connection.accept()).await.unwrap().unwrap();
+        let uri = request.uri();
+        assert_eq!((uri.scheme_str(), uri.authority().unwrap().as_str()), (Some("https"), "xds.example.com"));
+        assert_eq!(
+            (&request.headers()["x-tenant"], &request.headers()["te"]),
+            (&"blue".parse().unwrap(), &"trailers".parse().unwrap())
+        );
+        respond.send_reset(h2::Reason::INTERNAL_ERROR);
+        drop(connection);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_says_nothing_of_http2_is_left_after_the_connect_timeout() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let options = Options { connect_timeout: Duration::from_millis(50), keepalive: None, ..options(Mode::Delta) };
+    let (client, mut events) = Client::start(options, tcp(&address));
+    client.subscribe(&CDS, Subscription::Wildcard);
+    let (_held, _) = listener.accept().await.unwrap();
+    connected(&mut events).await;
+    let (error, _) = disconnected(&mut events).await;
+    assert!(error.contains("the server said nothing for 50ms"), "{error}");
+}
+
 #[tokio::test]
 async fn a_stream_cut_in_the_middle_of_a_message_comes_back() {
     // In front of the server stands a relay that passes on only so many bytes of its first connection.
@@ -338,7 +449,7 @@ async fn a_stream_cut_in_the_middle_of_a_message_comes_back() {
 async fn a_server_that_accepts_and_says_nothing_is_left_after_the_connect_timeout() {
     struct Silent;
     impl Connect for Silent {
-        fn connect(&self) -> xds_client::BoxFuture<'static, std::io::Result<xds_client::BoxIo>> {
+        fn connect(&self) -> BoxFuture<'static, std::io::Result<BoxIo>> {
             Box::pin(std::future::pending())
         }
         fn authority(&self) -> String {

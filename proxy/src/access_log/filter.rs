@@ -81,7 +81,7 @@ impl Filter {
             Filter::Share(share) => share.hits(fastrand::u64(..)),
             Filter::And(filters) => filters.iter().all(|filter| filter.takes(entry)),
             Filter::Or(filters) => filters.iter().any(|filter| filter.takes(entry)),
-            Filter::Header { name, header } => header_matches(header, name.value(entry)),
+            Filter::Header { name, header } => header_matches(header, name, entry),
             Filter::Flags(flags) if flags.is_empty() => !entry.flags.is_empty(),
             Filter::Flags(flags) => flags.iter().any(|flag| entry.flags.has(*flag)),
             Filter::GrpcStatus { statuses, exclude } => statuses.contains(&grpc_status(entry)) != *exclude,
@@ -122,20 +122,25 @@ fn compare(value: u64, op: Comparison, with: u32) -> bool {
     }
 }
 
-fn header_matches(header: &HeaderMatch, value: Option<&[u8]>) -> bool {
+/// As routes do: each value of a repeated header is tested by itself.
+fn header_matches(header: &HeaderMatch, name: &Name, entry: &Entry<'_>) -> bool {
+    let value = name.value(entry);
     if let HeaderTest::Present(present) = header.test {
         return (value.is_some() == present) != header.invert;
     }
-    let empty: &[u8] = b"";
-    // A header that is not there matches nothing, inverted or not.
-    let Some(value) = value.or(header.treat_missing_as_empty.then_some(empty)) else { return false };
-    let matches = match &header.test {
+    let passes = |value: &[u8]| match &header.test {
         HeaderTest::String(test) => test.matches(value),
         HeaderTest::Range { start, end } => {
             let number = std::str::from_utf8(value).ok().and_then(|text| text.parse::<i64>().ok());
             number.is_some_and(|number| (*start..*end).contains(&number))
         }
         HeaderTest::Present(present) => *present,
+    };
+    let matches = match (value, name) {
+        // A header that is not there matches nothing, inverted or not.
+        (None, _) => return header.treat_missing_as_empty && passes(b"") != header.invert,
+        (Some(_), Name::Header(name)) => entry.request_headers.any(name, &mut |value| passes(value.as_bytes())),
+        (Some(value), _) => passes(value),
     };
     matches != header.invert
 }

@@ -17,8 +17,8 @@ pub use files::LogFiles;
 pub use flags::{Flag, ResponseFlags};
 pub use format::Formatter;
 
-use crate::config::ConfigError;
 use crate::config::model::{AccessLogConfig, AccessLogFormat};
+use crate::config::{ConfigError, both, each_of};
 use crate::net::{DownstreamPeer, LocalAddr, UpstreamAddr};
 use crate::tls::TlsInfo;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -34,11 +34,18 @@ use tls_fields::TlsField;
 /// Headers as a formatter sees them: a live map, or the few values captured for later.
 pub trait HeaderSource {
     fn get(&self, name: &HeaderName) -> Option<&HeaderValue>;
+
+    /// Whether `test` holds for any of the values of a header that may be repeated.
+    fn any(&self, name: &HeaderName, test: &mut dyn FnMut(&HeaderValue) -> bool) -> bool;
 }
 
 impl HeaderSource for HeaderMap {
     fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
         HeaderMap::get(self, name)
+    }
+
+    fn any(&self, name: &HeaderName, test: &mut dyn FnMut(&HeaderValue) -> bool) -> bool {
+        self.get_all(name).iter().any(test)
     }
 }
 
@@ -48,13 +55,18 @@ pub struct Captured(pub smallvec::SmallVec<[(HeaderName, HeaderValue); 6]>);
 
 impl Captured {
     pub fn take(wanted: &[HeaderName], from: &HeaderMap) -> Captured {
-        Captured(wanted.iter().filter_map(|name| Some((name.clone(), HeaderMap::get(from, name)?.clone()))).collect())
+        let values = |name| from.get_all(name).iter().map(move |value| (HeaderName::clone(name), value.clone()));
+        Captured(wanted.iter().flat_map(values).collect())
     }
 }
 
 impl HeaderSource for Captured {
     fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, v)| v)
+    }
+
+    fn any(&self, name: &HeaderName, test: &mut dyn FnMut(&HeaderValue) -> bool) -> bool {
+        self.0.iter().filter(|(n, _)| n == name).any(|(_, value)| test(value))
     }
 }
 
@@ -183,6 +195,10 @@ impl HeaderSource for NoHeaders {
     fn get(&self, _: &HeaderName) -> Option<&HeaderValue> {
         None
     }
+
+    fn any(&self, _: &HeaderName, _: &mut dyn FnMut(&HeaderValue) -> bool) -> bool {
+        false
+    }
 }
 
 impl<'a> Entry<'a> {
@@ -264,8 +280,7 @@ impl AccessLogs {
     /// # Errors
     /// Unknown operators by name, files that cannot be opened; the path starts at the list (`[1].log_format`).
     pub fn compile(configs: &[AccessLogConfig], files: &Arc<LogFiles>) -> Result<AccessLogs, ConfigError> {
-        let log = |(at, config)| Log::compile(config, files).map_err(|e| e.inside(&format!("[{at}]")));
-        let logs = configs.iter().enumerate().map(log).collect::<Result<Vec<_>, _>>()?;
+        let logs = each_of("", configs, |config| Log::compile(config, files))?;
         let wanted = |from| {
             let mut wanted = Vec::new();
             for log in &logs {
@@ -315,7 +330,7 @@ impl AccessLogs {
 
 impl Log {
     fn compile(config: &AccessLogConfig, files: &LogFiles) -> Result<Log, ConfigError> {
-        let filter = config.filter.as_ref().map(Filter::compile).transpose().map_err(|e| e.inside("filter"))?;
+        let filter = config.filter.as_ref().map(Filter::compile).transpose().map_err(|e| e.inside("filter"));
         let format = match &config.format {
             AccessLogFormat::Default => Formatter::compile(DEFAULT_FORMAT).map(Format::Text),
             AccessLogFormat::Text { format, omit_empty } => Formatter::compile(format)
@@ -325,7 +340,9 @@ impl Log {
                 .map(Format::Json)
                 .map_err(|e| e.inside("log_format.json_format")),
         };
-        Ok(Log { filter, format: format?, file: files.open(&config.sink)? })
+        let file = files.open(&config.sink).map_err(|e| e.inside("typed_config"));
+        let (filter, (format, file)) = both(filter, both(format.map_err(|e| e.inside("typed_config")), file))?;
+        Ok(Log { filter, format, file })
     }
 
     fn headers(&self, from: Headers, wanted: &mut Vec<HeaderName>) {

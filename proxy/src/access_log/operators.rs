@@ -20,6 +20,25 @@ pub(super) enum Wrote {
     Number,
 }
 
+/// Operators that take parameters.
+const WITH_PARAMETERS: [&str; 15] = [
+    "REQ",
+    "REQUEST_HEADER",
+    "RESP",
+    "RESPONSE_HEADER",
+    "TRAILER",
+    "RESPONSE_TRAILER",
+    "START_TIME",
+    "START_TIME_LOCAL",
+    "EMIT_TIME",
+    "COMMON_DURATION",
+    "QUERY_PARAM",
+    "QUERY_PARAMS",
+    "PATH",
+    "GRPC_STATUS",
+    "DOWNSTREAM_PEER_CERT_V_START",
+];
+
 /// A compiled operator.
 #[derive(Debug, Clone)]
 pub(super) enum Operator {
@@ -156,7 +175,11 @@ impl Operator {
             "DOWNSTREAM_PEER_CERT_V_END" => certificate_time(CertificateTime::DownstreamEnd, given)?,
             "UPSTREAM_PEER_CERT_V_START" => certificate_time(CertificateTime::UpstreamStart, given)?,
             "UPSTREAM_PEER_CERT_V_END" => certificate_time(CertificateTime::UpstreamEnd, given)?,
-            _ => return refuse(format!("Not supported field in StreamInfo: {name}")),
+            _ => {
+                let names = PLAIN.iter().map(|(plain, _)| *plain).chain(WITH_PARAMETERS);
+                let near = xds_protos::nearest(name, names).map(|near| format!(" (did you mean \"{near}\"?)"));
+                return refuse(format!("Not supported field in StreamInfo: {name}{}", near.unwrap_or_default()));
+            }
         };
         let may_be_cut = matches!(
             operator,

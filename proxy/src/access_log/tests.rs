@@ -139,6 +139,10 @@ fn operators_take_parameters_and_lengths() {
 #[test]
 fn what_cannot_be_formatted_is_refused_in_envoy_s_words() {
     assert_eq!(refused("%FOO%"), "Not supported field in StreamInfo: FOO");
+    assert_eq!(
+        refused("%RESPONCE_CODE%"),
+        "Not supported field in StreamInfo: RESPONCE_CODE (did you mean \"RESPONSE_CODE\"?)"
+    );
     assert_eq!(refused("100%"), "Incorrect configuration: 100%. Couldn't find valid command at position 3");
     assert_eq!(refused("x%%y%"), "Incorrect configuration: x%%y%. Couldn't find valid command at position 4");
     assert_eq!(
@@ -202,7 +206,10 @@ fn an_error_names_the_log_and_the_key() {
     let config = config(AccessLogFormat::Json { format, omit_empty: false }, "/dev/null".as_ref(), None);
     let files = LogFiles::new(Duration::from_secs(10));
     let error = AccessLogs::compile(&[config], &files).err().expect("refused");
-    assert_eq!(error.to_string(), "[0].log_format.json_format.a.b: Not supported field in StreamInfo: FOO");
+    assert_eq!(
+        error.to_string(),
+        "[0].typed_config.log_format.json_format.a.b: Not supported field in StreamInfo: FOO"
+    );
 }
 
 #[test]

@@ -1,38 +1,38 @@
 //! `/clusters` and `/listeners`.
 
 use super::query::Target;
+use super::query::{filter, one_line};
 use super::reply::Reply;
-use super::view::{AdminSource, ClusterView, EdsHealth, HealthView, HostView, OutlierView, Thresholds};
-use crate::config::model::Address;
+use super::view::AdminSource;
+use crate::config::model::{Address, HealthStatus, Thresholds};
+use crate::upstream::{ClusterStatus, HostStatus, OutlierStatus};
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
 pub(super) fn clusters(source: &dyn AdminSource, target: &Target) -> Reply {
-    let mut clusters = source.clusters();
-    if let Some(filter) = target.value("filter") {
-        match regex::Regex::new(filter) {
-            Ok(filter) => clusters.retain(|cluster| filter.is_match(&cluster.name)),
-            Err(error) => return Reply::error(StatusCode::BAD_REQUEST, format!("Invalid re2 regex: {error}\n")),
-        }
-    }
+    let filter = match target.value("filter").map(filter).transpose() {
+        Ok(filter) => filter,
+        Err(error) => return Reply::error(StatusCode::BAD_REQUEST, error),
+    };
+    let shown = move |cluster: &ClusterStatus| filter.as_ref().is_none_or(|filter| filter.is_match(&cluster.name));
+    let clusters = source.clusters().filter(shown);
     if target.value("format") == Some("json") {
-        let statuses: Vec<Value> = clusters.iter().map(cluster_json).collect();
-        return Reply::json(&if statuses.is_empty() { json!({}) } else { json!({ "cluster_statuses": statuses }) });
+        return Reply::json_list("cluster_statuses", clusters.map(|cluster| cluster_json(&cluster)));
     }
-    let mut out = String::new();
-    for cluster in &clusters {
-        cluster_text(cluster, &mut out);
-    }
-    Reply::text(out)
+    Reply::text_pieces(clusters.map(|cluster| {
+        let mut out = String::new();
+        cluster_text(&cluster, &mut out);
+        out
+    }))
 }
 
-fn cluster_text(cluster: &ClusterView, out: &mut String) {
-    let name = &cluster.name;
+fn cluster_text(cluster: &ClusterStatus, out: &mut String) {
+    let name = one_line(&cluster.name);
     let mut line = |key: &str, value: &dyn std::fmt::Display| {
         let _ = writeln!(out, "{name}::{key}::{value}");
     };
-    line("observability_name", &cluster.observability_name);
+    line("observability_name", &one_line(&cluster.observability_name));
     if let Some(outlier) = &cluster.outlier {
         line("outlier::success_rate_average", &outlier.success_rate_average);
         line("outlier::success_rate_ejection_threshold", &outlier.success_rate_ejection_threshold);
@@ -42,19 +42,19 @@ fn cluster_text(cluster: &ClusterView, out: &mut String) {
             &outlier.local_origin_success_rate_ejection_threshold,
         );
     }
-    for (priority, limits) in [("default", &cluster.default_priority), ("high", &cluster.high_priority)] {
+    for (priority, limits) in ["default", "high"].into_iter().zip(&cluster.thresholds) {
         line(&format!("{priority}_priority::max_connections"), &limits.max_connections);
         line(&format!("{priority}_priority::max_pending_requests"), &limits.max_pending_requests);
         line(&format!("{priority}_priority::max_requests"), &limits.max_requests);
         line(&format!("{priority}_priority::max_retries"), &limits.max_retries);
     }
     line("added_via_api", &cluster.added_via_api);
-    if !cluster.eds_service_name.is_empty() {
-        line("eds_service_name", &cluster.eds_service_name);
+    if let Some(name) = cluster.eds_service_name.as_ref().filter(|name| !name.is_empty()) {
+        line("eds_service_name", &one_line(name));
     }
     for host in &cluster.hosts {
         let mut line = |key: &str, value: &dyn std::fmt::Display| {
-            let _ = writeln!(out, "{name}::{}::{key}::{value}", host.address);
+            let _ = writeln!(out, "{name}::{}::{key}::{value}", host.address.0);
         };
         line("cx_active", &host.cx_active);
         line("cx_connect_fail", &host.cx_connect_fail);
@@ -65,34 +65,17 @@ fn cluster_text(cluster: &ClusterView, out: &mut String) {
         line("rq_success", &host.rq_success);
         line("rq_timeout", &host.rq_timeout);
         line("rq_total", &host.rq_total);
-        line("hostname", &host.hostname);
-        line("health_flags", &flags(&host.health));
+        line("hostname", &one_line(&host.hostname));
+        line("health_flags", &host.health);
         line("weight", &host.weight);
-        line("region", &host.region);
-        line("zone", &host.zone);
-        line("sub_zone", &host.sub_zone);
+        line("region", &one_line(&host.locality.region));
+        line("zone", &one_line(&host.locality.zone));
+        line("sub_zone", &one_line(&host.locality.sub_zone));
         line("canary", &host.canary);
         line("priority", &host.priority);
         line("success_rate", &host.success_rate);
         line("local_origin_success_rate", &host.local_origin_success_rate);
     }
-}
-
-fn flags(health: &HealthView) -> String {
-    let flags = [
-        (health.failed_active_check, "/failed_active_hc"),
-        (health.failed_outlier_check, "/failed_outlier_check"),
-        (health.eds == EdsHealth::Unhealthy, "/failed_eds_health"),
-        (health.degraded_active_check, "/degraded_active_hc"),
-        (health.eds == EdsHealth::Degraded, "/degraded_eds_health"),
-        (health.pending_dynamic_removal, "/pending_dynamic_removal"),
-        (health.pending_active_check, "/pending_active_hc"),
-        (health.excluded_via_immediate_check_fail, "/excluded_via_immediate_hc_fail"),
-        (health.active_check_timeout, "/active_hc_timeout"),
-        (health.eds == EdsHealth::Draining, "/eds_status_draining"),
-    ];
-    let set: String = flags.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
-    if set.is_empty() { "healthy".into() } else { set }
 }
 
 /// A JSON object as protobuf prints a message: fields with their default value are left out.
@@ -115,10 +98,10 @@ impl Message {
 }
 
 /// `envoy.admin.v3.ClusterStatus`.
-fn cluster_json(cluster: &ClusterView) -> Value {
+fn cluster_json(cluster: &ClusterStatus) -> Value {
     let mut message = Message::default();
-    message.set("name", cluster.name.as_str()).set_unless_default("added_via_api", cluster.added_via_api);
-    if let Some(OutlierView { success_rate_ejection_threshold: threshold, .. }) = cluster.outlier
+    message.set("name", &*cluster.name).set_unless_default("added_via_api", cluster.added_via_api);
+    if let Some(OutlierStatus { success_rate_ejection_threshold: threshold, .. }) = cluster.outlier
         && threshold >= 0.0
     {
         message.set("success_rate_ejection_threshold", json!({ "value": threshold }));
@@ -126,10 +109,11 @@ fn cluster_json(cluster: &ClusterView) -> Value {
     if !cluster.hosts.is_empty() {
         message.set("host_statuses", cluster.hosts.iter().map(host_json).collect::<Vec<_>>());
     }
-    let high = thresholds(&cluster.high_priority, Some("HIGH"));
-    message.set("circuit_breakers", json!({ "thresholds": [thresholds(&cluster.default_priority, None), high] }));
-    message.set("observability_name", cluster.observability_name.as_str());
-    message.set_unless_default("eds_service_name", cluster.eds_service_name.clone());
+    let [default, high] = &cluster.thresholds;
+    let breakers = [thresholds(default, None), thresholds(high, Some("HIGH"))];
+    message.set("circuit_breakers", json!({ "thresholds": breakers }));
+    message.set("observability_name", &*cluster.observability_name);
+    message.set_unless_default("eds_service_name", cluster.eds_service_name.as_deref().unwrap_or_default());
     message.take()
 }
 
@@ -144,7 +128,7 @@ fn thresholds(limits: &Thresholds, priority: Option<&str>) -> Value {
 }
 
 /// `envoy.admin.v3.HostStatus`.
-fn host_json(host: &HostView) -> Value {
+fn host_json(host: &HostStatus) -> Value {
     let stat = |gauge: bool, name: &str, value: u64| {
         let mut message = Message::default();
         if gauge {
@@ -168,10 +152,10 @@ fn host_json(host: &HostView) -> Value {
     ];
     let health = &host.health;
     let status = match health.eds {
-        EdsHealth::Healthy => "HEALTHY",
-        EdsHealth::Unhealthy => "UNHEALTHY",
-        EdsHealth::Degraded => "DEGRADED",
-        EdsHealth::Draining => "DRAINING",
+        HealthStatus::Unknown | HealthStatus::Healthy => "HEALTHY",
+        HealthStatus::Unhealthy | HealthStatus::Timeout => "UNHEALTHY",
+        HealthStatus::Degraded => "DEGRADED",
+        HealthStatus::Draining => "DRAINING",
     };
     let health = Message::default()
         .set_unless_default("failed_active_health_check", health.failed_active_check)
@@ -184,16 +168,16 @@ fn host_json(host: &HostView) -> Value {
         .set_unless_default("active_hc_timeout", health.active_check_timeout)
         .take();
     let locality = Message::default()
-        .set_unless_default("region", host.region.clone())
-        .set_unless_default("zone", host.zone.clone())
-        .set_unless_default("sub_zone", host.sub_zone.clone())
+        .set_unless_default("region", &*host.locality.region)
+        .set_unless_default("zone", &*host.locality.zone)
+        .set_unless_default("sub_zone", &*host.locality.sub_zone)
         .take();
     let mut message = Message::default();
-    message.set("address", address(&host.address)).set("stats", stats).set("health_status", health);
+    message.set("address", address(&host.address.0)).set("stats", stats).set("health_status", health);
     if host.success_rate >= 0.0 {
         message.set("success_rate", json!({ "value": host.success_rate }));
     }
-    message.set_unless_default("weight", host.weight).set_unless_default("hostname", host.hostname.clone());
+    message.set_unless_default("weight", host.weight).set_unless_default("hostname", &*host.hostname);
     message.set_unless_default("priority", host.priority);
     if host.local_origin_success_rate >= 0.0 {
         message.set("local_origin_success_rate", json!({ "value": host.local_origin_success_rate }));
@@ -223,7 +207,7 @@ pub(super) fn listeners(source: &dyn AdminSource, target: &Target) -> Reply {
         let mut out = String::new();
         for listener in &listeners {
             for address in std::iter::once(&listener.address).chain(&listener.additional_addresses) {
-                let _ = writeln!(out, "{}::{address}", listener.name);
+                let _ = writeln!(out, "{}::{address}", one_line(&listener.name));
             }
         }
         return Reply::text(out);
@@ -238,5 +222,5 @@ pub(super) fn listeners(source: &dyn AdminSource, target: &Target) -> Reply {
         message.take()
     };
     let statuses: Vec<Value> = listeners.iter().map(status).collect();
-    Reply::json(&if statuses.is_empty() { json!({}) } else { json!({ "listener_statuses": statuses }) })
+    Reply::json_list("listener_statuses", statuses.into_iter())
 }

@@ -3,7 +3,8 @@
 //! Two methods of one service: the framing (github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md) is a prefix of five
 //! bytes per message and a trailer at the end, and that is all there is to it here.
 
-use super::view::{AdminSource, Pieces};
+use super::reply::Turns;
+use super::view::{AdminSource, MessagePieces};
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue};
@@ -53,10 +54,48 @@ pub(super) struct Replies {
 enum State {
     /// Waits for the next message.
     Reading,
-    /// Gives the answer to one.
-    Writing(Pieces),
+    /// Makes the answer to one: its length stands before it.
+    Making(Making),
+    /// Gives it.
+    Writing(std::vec::IntoIter<Bytes>),
     Ending(Status),
     Ended,
+}
+
+/// An answer that is made piece by piece, so that others get their turn.
+struct Making {
+    message: MessagePieces,
+    made: Vec<Bytes>,
+    turns: Turns,
+}
+
+impl Making {
+    fn new(message: MessagePieces) -> Making {
+        // the place of the prefix
+        Making { message, made: vec![Bytes::new()], turns: Turns::default() }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<State> {
+        loop {
+            ready!(self.turns.poll(cx));
+            let Some(piece) = self.message.pieces.next() else { break };
+            self.made.push(piece);
+            self.turns.end();
+        }
+        let mut made = std::mem::take(&mut self.made);
+        let before = (self.message.prefix)(made.iter().map(Bytes::len).sum());
+        let length = before.len() + made.iter().map(Bytes::len).sum::<usize>();
+        let Ok(length) = u32::try_from(length) else {
+            return Poll::Ready(State::Ending(Status::new(RESOURCE_EXHAUSTED, "the answer is larger than 4 GiB")));
+        };
+        let mut prefix = vec![0];
+        prefix.extend(length.to_be_bytes());
+        prefix.extend(before);
+        if let Some(first) = made.first_mut() {
+            *first = prefix.into();
+        }
+        Poll::Ready(State::Writing(made.into_iter()))
+    }
 }
 
 struct Status {
@@ -117,14 +156,7 @@ impl Replies {
             Ok(None) => return None,
             Err(status) => State::Ending(status),
             Ok(Some(request)) => match self.source.client_status(&request) {
-                Ok((length, pieces)) => match u32::try_from(length) {
-                    Ok(length) => {
-                        let mut prefix = vec![0];
-                        prefix.extend(length.to_be_bytes());
-                        State::Writing(Box::new(std::iter::once(Bytes::from(prefix)).chain(pieces)))
-                    }
-                    Err(_) => State::Ending(Status::new(RESOURCE_EXHAUSTED, "the answer is larger than 4 GiB")),
-                },
+                Ok(message) => State::Making(Making::new(message)),
                 Err(refusal) => State::Ending(Status::new(INVALID_ARGUMENT, refusal.message)),
             },
         })
@@ -140,6 +172,7 @@ impl http_body::Body for Replies {
         loop {
             this.active.set(Instant::now());
             match &mut this.state {
+                State::Making(making) => this.state = ready!(making.poll(cx)),
                 State::Writing(pieces) => match pieces.next() {
                     Some(piece) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
                     None if this.once => this.state = State::Ending(Status::new(0, "")),

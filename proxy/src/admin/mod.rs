@@ -1,10 +1,12 @@
 //! The admin interface: Envoy's paths, in Envoy's shapes.
 //!
-//! A server of HTTP/1.1, and of HTTP/2 with prior knowledge, on the control thread. It knows the server only as an [`AdminSource`]. Pages are built in one go and
-//! sent in pieces as their reader takes them, so that a slow reader holds up nobody.
+//! A server of HTTP/1.1, and of HTTP/2 with prior knowledge, on the control thread. It knows the server only as an
+//! [`AdminSource`]. Small pages are built in one go; large ones are made in pieces as their reader takes them, with a turn
+//! for the thread's other tasks between two, so that neither a slow reader nor a large page holds up anybody.
 
 mod clusters;
 mod grpc;
+mod json;
 mod pages;
 mod preface;
 mod query;
@@ -14,9 +16,10 @@ mod stats;
 mod tests;
 mod view;
 
+pub use json::write_json;
 pub use view::{
-    AdminSource, ClusterView, ConfigDumpQuery, DrainOptions, EdsHealth, HealthView, HostView, LedgerQuery,
-    ListenerView, MemoryView, OutlierView, Pieces, Refusal, RuntimeView, ServerInfo, Thresholds,
+    AdminSource, ConfigDumpQuery, DrainOptions, LedgerQuery, ListenerView, MemoryView, MessagePieces, Pieces, Refusal,
+    RuntimeView, ServerInfo,
 };
 
 use crate::access_log::{AccessLogs, ConnectionInfo, Entry, Kind};
@@ -31,7 +34,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use pages::Request;
 use query::Target;
-use reply::{Body, Chunks, Reply};
+use reply::{Body, Chunks, Reply, Turns};
 use std::cell::Cell;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -309,7 +312,8 @@ impl Connection {
 
     fn response(&self, reply: Reply) -> hyper::Response<Chunks> {
         self.active.set(Instant::now());
-        let body = Chunks { rest: reply.body, taken: self.active.clone(), sent: 0, ended: None };
+        let (rest, taken) = (reply.body, self.active.clone());
+        let body = Chunks { rest, turns: Turns::default(), taken, sent: 0, ended: None };
         let mut response = hyper::Response::new(body);
         *response.status_mut() = reply.status;
         let headers = response.headers_mut();

@@ -291,7 +291,7 @@ fn home() -> Reply {
 
 /// Text inside HTML.
 pub(super) fn html(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
 
 fn unsupported(what: &str) -> Reply {
@@ -434,9 +434,6 @@ fn certs(source: &dyn AdminSource) -> Reply {
     let entry =
         |view: &crate::tls::CertificateView| json!({ "ca_cert": list(&view.ca), "cert_chain": list(&view.chain) });
     let views = source.certificates();
-    if views.is_empty() {
-        return Reply::json(&json!({}));
-    }
     Reply::json(&json!({ "certificates": views.iter().map(entry).collect::<Vec<Value>>() }))
 }
 

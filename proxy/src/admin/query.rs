@@ -1,5 +1,7 @@
 //! Paths with parameters: `/stats?usedonly&filter=a.b`.
 
+use std::borrow::Cow;
+
 /// A path and its decoded parameters, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
@@ -57,6 +59,28 @@ fn decode(text: &str) -> String {
         }
     }
     String::from_utf8_lossy(&out).into_owned()
+}
+
+/// `?filter=`, a regular expression that may match anywhere.
+///
+/// # Errors
+/// The line of a 400 reply.
+pub(super) fn filter(text: &str) -> Result<regex::Regex, String> {
+    regex::Regex::new(text).map_err(|error| {
+        // the last line says what is wrong; those before it draw the pattern
+        let error = error.to_string();
+        let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+        format!("Invalid re2 regex: {reason}")
+    })
+}
+
+/// A name on a page of lines: one with a line's end in it must not look like two.
+pub(super) fn one_line(name: &str) -> Cow<'_, str> {
+    if !name.contains(char::is_control) {
+        return Cow::Borrowed(name);
+    }
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    Cow::Owned(name.chars().map(escaped).collect())
 }
 
 #[cfg(test)]

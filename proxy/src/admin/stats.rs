@@ -1,7 +1,7 @@
 //! `/stats` and `/stats/prometheus`.
 
 use super::pages::html;
-use super::query::Target;
+use super::query::{Target, filter};
 use super::reply::Reply;
 use super::view::AdminSource;
 use crate::stats::{Buckets, Query};
@@ -44,11 +44,7 @@ pub(super) fn prometheus(source: &dyn AdminSource, target: &Target) -> Reply {
 }
 
 fn query(target: &Target) -> Result<Query, String> {
-    let filter = target.value("filter").map(|filter| {
-        // The error's last line says what is wrong; the lines before it draw the pattern.
-        let reason = |error: regex::Error| error.to_string().lines().last().unwrap_or("").to_owned();
-        regex::Regex::new(filter).map_err(|error| format!("Invalid re2 regex: {}", reason(error)))
-    });
+    let filter = target.value("filter").map(filter);
     let mut query = Query::default();
     query.set_type(target.get("type").unwrap_or(""))?;
     query.used_only = target.has("usedonly");

@@ -4,8 +4,10 @@ use super::pages::answer;
 use super::reply::Body;
 use super::*;
 use crate::access_log::LogFiles;
-use crate::config::model::StatsConfig;
+use crate::config::model::{HealthStatus, Locality, StatsConfig, Thresholds};
+use crate::net::UpstreamAddr;
 use crate::tls::{CertificateDetails, CertificateView, PeerCertificate};
+use crate::upstream::{ClusterStatus, HealthFlags, HostStatus, OutlierStatus};
 use bytes::Bytes;
 use http::Method;
 use serde_json::{Value, json};
@@ -18,11 +20,13 @@ struct Server {
     registry: Registry,
     state: Cell<&'static str>,
     calls: RefCell<Vec<String>>,
+    more: RefCell<Vec<ClusterStatus>>,
 }
 
 impl Server {
     fn new() -> Server {
-        Server { registry: Registry::new(StatsConfig::default()), state: Cell::new("LIVE"), calls: RefCell::default() }
+        let registry = Registry::new(StatsConfig::default());
+        Server { registry, state: Cell::new("LIVE"), calls: RefCell::default(), more: RefCell::default() }
     }
 
     fn called(&self, call: impl Into<String>) {
@@ -34,26 +38,22 @@ fn socket(port: u16) -> Address {
     Address::Socket(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
 }
 
-const DEFAULTS: Thresholds =
-    Thresholds { max_connections: 1024, max_pending_requests: 1024, max_requests: 1024, max_retries: 3 };
-
-fn cluster(name: &str, hosts: Vec<HostView>) -> ClusterView {
-    ClusterView {
+fn cluster(name: &str, hosts: Vec<HostStatus>) -> ClusterStatus {
+    ClusterStatus {
         name: name.into(),
         observability_name: name.into(),
         added_via_api: false,
-        eds_service_name: String::new(),
-        default_priority: DEFAULTS,
-        high_priority: DEFAULTS,
+        eds_service_name: None,
+        thresholds: Default::default(),
         outlier: None,
         hosts,
     }
 }
 
-fn host(port: u16) -> HostView {
-    HostView {
-        address: socket(port),
-        hostname: String::new(),
+fn host(port: u16) -> HostStatus {
+    HostStatus {
+        address: UpstreamAddr(socket(port)),
+        hostname: "".into(),
         cx_active: 0,
         cx_connect_fail: 0,
         cx_total: 0,
@@ -63,11 +63,9 @@ fn host(port: u16) -> HostView {
         rq_success: 0,
         rq_timeout: 0,
         rq_total: 0,
-        health: HealthView::default(),
+        health: HealthFlags::said(HealthStatus::Healthy),
         weight: 1,
-        region: String::new(),
-        zone: String::new(),
-        sub_zone: String::new(),
+        locality: Arc::default(),
         canary: false,
         priority: 0,
         success_rate: -1.0,
@@ -94,34 +92,40 @@ impl AdminSource for Server {
         &self.registry
     }
 
-    fn clusters(&self) -> Vec<ClusterView> {
-        let down = HostView { cx_connect_fail: 1, cx_total: 1, rq_error: 1, ..host(39979) };
-        let a = HostView {
+    fn clusters(&self) -> Box<dyn Iterator<Item = ClusterStatus>> {
+        let down = HostStatus { cx_connect_fail: 1, cx_total: 1, rq_error: 1, ..host(39979) };
+        let locality = Locality { region: "r1".into(), zone: "z1".into(), ..Locality::default() };
+        let a = HostStatus {
             cx_active: 1,
             cx_total: 11,
             rq_error: 11,
             rq_success: 28,
             rq_timeout: 1,
             rq_total: 39,
-            region: "r1".into(),
-            zone: "z1".into(),
+            locality: Arc::new(locality),
             ..host(39971)
         };
-        let failed = HealthView { failed_active_check: true, ..HealthView::default() };
-        let b = HostView { cx_active: 1, cx_total: 2, rq_success: 1, rq_total: 2, health: failed, ..host(39972) };
-        let none = OutlierView {
+        let failed = HealthFlags { failed_active_check: true, ..HealthFlags::said(HealthStatus::Healthy) };
+        let b = HostStatus { cx_active: 1, cx_total: 2, rq_success: 1, rq_total: 2, health: failed, ..host(39972) };
+        let none = OutlierStatus {
             success_rate_average: -1.0,
             success_rate_ejection_threshold: -1.0,
             local_origin_success_rate_average: -1.0,
             local_origin_success_rate_ejection_threshold: -1.0,
         };
-        let limits = Thresholds { max_connections: 100, max_pending_requests: 50, max_requests: 200, max_retries: 3 };
-        vec![
+        let limits =
+            Thresholds { max_connections: 100, max_pending_requests: 50, max_requests: 200, ..Thresholds::default() };
+        let clusters = vec![
             cluster("svc_empty", vec![]),
             cluster("svc_down", vec![down]),
-            ClusterView { outlier: Some(none), default_priority: limits, ..cluster("svc_a", vec![a]) },
+            ClusterStatus {
+                outlier: Some(none),
+                thresholds: [limits, Thresholds::default()],
+                ..cluster("svc_a", vec![a])
+            },
             cluster("svc_b", vec![b]),
-        ]
+        ];
+        Box::new(clusters.into_iter().chain(self.more.borrow().clone()))
     }
 
     fn listeners(&self) -> Vec<ListenerView> {
@@ -137,12 +141,12 @@ impl AdminSource for Server {
         Ok(format!("{:?} {:?} {:?} {}", query.api, query.state, query.name_regex, query.json))
     }
 
-    fn client_status(&self, request: &[u8]) -> Result<(usize, Pieces), Refusal> {
+    fn client_status(&self, request: &[u8]) -> Result<MessagePieces, Refusal> {
         if request == b"bad" {
             return Err(Refusal { status: 400, message: "100% bad".into() });
         }
         let answer = Bytes::from([request, b"!"].concat());
-        Ok((answer.len(), Box::new(std::iter::once(answer))))
+        Ok(MessagePieces { pieces: Box::new(std::iter::once(answer)), prefix: |_| Vec::new() })
     }
 
     fn client_status_json(&self, request: &str) -> Result<Pieces, Refusal> {
@@ -277,6 +281,40 @@ fn pages_are_byte_for_byte_envoy_s() {
     is("/clusters?filter=nothing", "");
     let unknown = format!("invalid path. {}", include_str!("testdata/help.txt"));
     assert_eq!(get(&server, "/nonexistent"), (404, unknown));
+}
+
+#[test]
+fn a_name_is_neither_markup_nor_a_line() {
+    let server = Server::new();
+    let evil = "<script>x</script>\r\nsvc_a::added_via_api::true\u{1b}[2J\"'&";
+    server.more.borrow_mut().push(ClusterStatus { eds_service_name: Some(evil.into()), ..cluster(evil, vec![]) });
+    let text = get(&server, "/clusters").1;
+    assert!(
+        text.lines().all(|line| !line.starts_with("svc_a::added_via_api::true")) && !text.contains('\u{1b}'),
+        "{text}"
+    );
+    let json = get(&server, "/clusters?format=json").1;
+    assert!(!json.contains('<') && !json.contains('\u{1b}'), "{json}");
+    let parsed: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(parsed["cluster_statuses"][4]["name"], evil);
+    let _held = server.registry.counter("cluster.<script>&\"'.x");
+    let html = get(&server, "/stats?format=html").1;
+    assert!(html.contains("cluster.&lt;script&gt;&amp;&quot;&#39;.x: 0"), "{html}");
+    for uri in ["/config_dump?resource=%3Cscript%3E", "/stats?filter=%3Cscript%3E(", "/clusters?filter=%3Cscript%3E("] {
+        let (path, query) = uri.split_once('?').unwrap();
+        let target = Target::parse(path, Some(query));
+        let reply = answer(&server, &Request { method: &Method::GET, target, body: "" });
+        assert!(reply.status.is_client_error() && reply.content_type.starts_with("text/plain"), "{uri}");
+    }
+}
+
+#[test]
+fn a_bad_filter_is_told_in_one_line() {
+    let server = Server::new();
+    for uri in ["/clusters?filter=(", "/stats?filter=(", "/stats/prometheus?filter=("] {
+        let (status, text) = get(&server, uri);
+        assert!(status == 400 && text.starts_with("Invalid re2 regex: ") && text.lines().count() == 1, "{uri}: {text}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use crate::config::model::Address;
 use crate::stats::Registry;
 use crate::tls::CertificateView;
+use crate::upstream::ClusterStatus;
 use bytes::Bytes;
 use serde_json::Value;
 use std::time::Duration;
@@ -19,7 +20,8 @@ pub trait AdminSource {
     /// Brings gauges up to date that are only computed when someone looks (uptime, memory). Called before stats pages.
     fn refresh_stats(&self) {}
 
-    fn clusters(&self) -> Vec<ClusterView>;
+    /// By name; each is looked at when its turn comes.
+    fn clusters(&self) -> Box<dyn Iterator<Item = ClusterStatus>>;
 
     fn listeners(&self) -> Vec<ListenerView>;
 
@@ -35,12 +37,11 @@ pub trait AdminSource {
     /// The query cannot be read.
     fn ledger(&self, query: &LedgerQuery) -> Result<String, Refusal>;
 
-    /// `envoy.service.status.v3.ClientStatusResponse` to a `ClientStatusRequest`, both on the wire: its length and its
-    /// pieces.
+    /// `envoy.service.status.v3.ClientStatusResponse` to a `ClientStatusRequest`, both on the wire.
     ///
     /// # Errors
     /// The request cannot be read.
-    fn client_status(&self, request: &[u8]) -> Result<(usize, Pieces), Refusal>;
+    fn client_status(&self, request: &[u8]) -> Result<MessagePieces, Refusal>;
 
     /// The same, both as protobuf's JSON.
     ///
@@ -89,6 +90,13 @@ pub trait AdminSource {
 
 /// A page that is made as it is read, in pieces of some 10 KiB.
 pub type Pieces = Box<dyn Iterator<Item = Bytes>>;
+
+/// A message whose length is known only once it is made.
+pub struct MessagePieces {
+    pub pieces: Pieces,
+    /// What goes before them, by their length.
+    pub prefix: fn(usize) -> Vec<u8>,
+}
 
 /// Why a request is not granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,91 +151,6 @@ pub struct DrainOptions {
     /// Drain connections but never close listeners.
     pub skip_exit: bool,
     pub inbound_only: bool,
-}
-
-/// One cluster on `/clusters`.
-#[derive(Debug, Clone)]
-pub struct ClusterView {
-    pub name: String,
-    /// Name in stats.
-    pub observability_name: String,
-    pub added_via_api: bool,
-    /// Empty unless it is an EDS cluster with a service name of its own.
-    pub eds_service_name: String,
-    pub default_priority: Thresholds,
-    pub high_priority: Thresholds,
-    /// Present when the cluster has outlier detection.
-    pub outlier: Option<OutlierView>,
-    pub hosts: Vec<HostView>,
-}
-
-/// Limits of the circuit breakers of one priority.
-#[derive(Debug, Clone, Copy)]
-pub struct Thresholds {
-    pub max_connections: u32,
-    pub max_pending_requests: u32,
-    pub max_requests: u32,
-    pub max_retries: u32,
-}
-
-/// Success rates in percent; -1 when there are too few requests to tell.
-#[derive(Debug, Clone, Copy)]
-pub struct OutlierView {
-    pub success_rate_average: f64,
-    pub success_rate_ejection_threshold: f64,
-    pub local_origin_success_rate_average: f64,
-    pub local_origin_success_rate_ejection_threshold: f64,
-}
-
-/// One endpoint on `/clusters`.
-#[derive(Debug, Clone)]
-pub struct HostView {
-    pub address: Address,
-    /// Empty unless it has one.
-    pub hostname: String,
-    pub cx_active: u64,
-    pub cx_connect_fail: u64,
-    pub cx_total: u64,
-    pub rq_active: u64,
-    pub rq_error: u64,
-    pub rq_pending_active: u64,
-    pub rq_success: u64,
-    pub rq_timeout: u64,
-    pub rq_total: u64,
-    pub health: HealthView,
-    pub weight: u32,
-    pub region: String,
-    pub zone: String,
-    pub sub_zone: String,
-    pub canary: bool,
-    pub priority: u32,
-    /// In percent; -1 when there are too few requests to tell.
-    pub success_rate: f64,
-    pub local_origin_success_rate: f64,
-}
-
-/// Why an endpoint is or is not healthy.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct HealthView {
-    pub failed_active_check: bool,
-    pub failed_outlier_check: bool,
-    pub degraded_active_check: bool,
-    pub pending_dynamic_removal: bool,
-    pub pending_active_check: bool,
-    pub excluded_via_immediate_check_fail: bool,
-    pub active_check_timeout: bool,
-    pub eds: EdsHealth,
-}
-
-/// What the control plane says of an endpoint.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum EdsHealth {
-    /// Also what EDS calls `UNKNOWN`.
-    #[default]
-    Healthy,
-    Unhealthy,
-    Degraded,
-    Draining,
 }
 
 /// One listener on `/listeners`.

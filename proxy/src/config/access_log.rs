@@ -10,6 +10,7 @@ use super::{pb, route_match};
 
 use extensions::access_loggers::file::v3::FileAccessLog;
 use extensions::access_loggers::stream::v3::{StderrAccessLog, StdoutAccessLog};
+use xds_protos::nearest;
 
 /// Short names of response flags that a filter may ask for (the list of `ResponseFlagFilter`).
 const FLAGS: [&str; 30] = [
@@ -54,6 +55,9 @@ fn access_log(message: accesslog::AccessLog, cx: &mut Context) -> Result<Option<
             }
         })
     })?;
+    if logger.is_none() {
+        cx.leave_out();
+    }
     Ok(logger.map(|(sink, format)| AccessLogConfig { filter, sink, format }))
 }
 
@@ -129,7 +133,10 @@ fn access_log_filter(message: accesslog::AccessLogFilter, depth: usize, cx: &mut
             AccessLogFilter::Duration { op, value }
         }
         Kind::NotHealthCheckFilter(accesslog::NotHealthCheckFilter {}) => AccessLogFilter::NotHealthCheck,
-        Kind::TraceableFilter(accesslog::TraceableFilter {}) => AccessLogFilter::Traceable,
+        Kind::TraceableFilter(accesslog::TraceableFilter {}) => {
+            cx.warn("traceable_filter", "there is no tracing yet: nothing is logged");
+            AccessLogFilter::Traceable
+        }
         Kind::RuntimeFilter(filter) => cx.at("runtime_filter", |cx| runtime_filter(filter, cx))?,
         Kind::AndFilter(accesslog::AndFilter { filters }) => {
             AccessLogFilter::And(cx.each("and_filter.filters", filters, |f, cx| access_log_filter(f, depth + 1, cx))?)
@@ -143,9 +150,9 @@ fn access_log_filter(message: accesslog::AccessLogFilter, depth: usize, cx: &mut
         })?,
         Kind::ResponseFlagFilter(accesslog::ResponseFlagFilter { flags }) => {
             if let Some(unknown) = flags.iter().find(|flag| !FLAGS.contains(&flag.as_str())) {
-                return Err(
-                    cx.error_at("response_flag_filter.flags", format!("found {unknown:?}, expected one of {FLAGS:?}"))
-                );
+                let near = cx.meant(|| nearest(unknown, FLAGS.into_iter()));
+                let message = format!("found {unknown:?}, expected one of {FLAGS:?}{near}");
+                return Err(cx.error_at("response_flag_filter.flags", message));
             }
             AccessLogFilter::ResponseFlags(flags)
         }
@@ -220,13 +227,9 @@ mod tests {
         let other = extensions::access_loggers::grpc::v3::TcpGrpcAccessLogConfig::default();
         assert!(access_logs(vec![logger(&other)], "access_log", &mut cx).unwrap().is_empty());
         assert_eq!(
-            cx.notices.warnings,
-            [(
-                "access_log[0].typed_config".to_owned(),
-                "log (envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig) does not exist here: entries are \
-                 not sent to an access log service"
-                    .to_owned()
-            )]
+            cx.notices.warnings[0].to_string(),
+            "access_log[0].typed_config: log (envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig) does not \
+             exist here: entries are not sent to an access log service"
         );
         assert_eq!(
             access_logs(vec![logger(&google::Struct::default())], "access_log", &mut cx).unwrap_err().to_string(),

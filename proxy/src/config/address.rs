@@ -1,5 +1,6 @@
 //! Addresses: sockets, pipes, CIDR ranges, socket options.
 
+use super::ProblemKind;
 use super::context::{Context, Result};
 use super::model::{Address, TcpKeepalive};
 use super::pb::{core, google};
@@ -7,6 +8,9 @@ use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// What the kernel has for it, with the zero byte at its end (`sockaddr_un.sun_path`).
+const MAX_PIPE_PATH: usize = 108;
 
 /// Where an address points, before names are resolved.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +40,14 @@ pub(super) fn place(message: Option<core::Address>, field: &str, cx: &mut Contex
             let path = cx.non_empty("pipe.path", path)?;
             if mode > 0o777 {
                 return Err(cx.error_at("pipe.mode", format!("found {mode:o}, expected at most 777 (octal)")));
+            }
+            if path.starts_with('@') && mode != 0 {
+                cx.record_all([cx.error_at("pipe.mode", "Cannot set mode for Abstract AF_UNIX sockets")]);
+            }
+            if path.len() >= MAX_PIPE_PATH {
+                let message =
+                    format!("Path \"{path}\" exceeds maximum UNIX domain socket path size of {MAX_PIPE_PATH}.");
+                return Err(cx.error_at("pipe.path", message));
             }
             // Names in the abstract namespace are not files: they have no directory.
             let path = if path.starts_with('@') { PathBuf::from(path) } else { cx.resolve(&path) };
@@ -92,6 +104,42 @@ pub(super) fn cidr(message: core::CidrRange, cx: &mut Context) -> Result<IpNet> 
     })
 }
 
+/// Raw socket options are not set. One that keeps others out must not be left out in silence.
+pub(super) fn socket_options(messages: Vec<core::SocketOption>, cx: &mut Context) -> Result<()> {
+    use core::socket_option::{SocketType, Value, socket_type};
+    for (at, message) in messages.into_iter().enumerate() {
+        let core::SocketOption { description, level, name, state, r#type, ip_version, value } = message;
+        let value = match value {
+            Some(Value::IntValue(number)) => number.to_string(),
+            Some(Value::BufValue(bytes)) => format!("{} bytes", bytes.len()),
+            None => "no value".to_owned(),
+        };
+        let when = cx.enumeration::<core::socket_option::SocketState>("state", state)?.as_str_name();
+        let SocketType { stream, datagram } = r#type.unwrap_or_default();
+        let (stream, datagram) =
+            (stream.map(|socket_type::Stream {}| "stream"), datagram.map(|socket_type::Datagram {}| "datagram"));
+        let of = stream.or(datagram).unwrap_or("all");
+        let version = cx.enumeration::<core::socket_option::SocketIpVersion>("ip_version", ip_version)?.as_str_name();
+        let field = format!("socket_options[{at}]");
+        if (level, name) == (libc::SOL_SOCKET.into(), libc::SO_BINDTODEVICE.into()) {
+            let message = format!(
+                "is not supported: SO_BINDTODEVICE ({description:?}) would not keep traffic of other devices out"
+            );
+            cx.record_all([cx.error_at(&field, message).of_kind(ProblemKind::Unsupported)]);
+        } else {
+            let what = format!("level {level}, name {name}, {value}, {when}, {of} sockets, {version} {description:?}");
+            cx.warn(&field, format!("raw socket options are not set: {what}"));
+        }
+    }
+    Ok(())
+}
+
+/// [`socket_options`] of one address among several.
+pub(super) fn own_socket_options(message: Option<core::SocketOptionsOverride>, cx: &mut Context) -> Result<()> {
+    let Some(core::SocketOptionsOverride { socket_options: options }) = message else { return Ok(()) };
+    cx.at("socket_options", |cx| socket_options(options, cx))
+}
+
 /// TCP keep-alive; absent parts are the system's.
 pub(super) fn keepalive(message: core::TcpKeepalive) -> TcpKeepalive {
     let core::TcpKeepalive { keepalive_probes, keepalive_time, keepalive_interval } = message;
@@ -131,6 +179,20 @@ mod tests {
             "address.socket_address.port_value: found 65536, expected a port, 0 to 65535"
         );
         assert_eq!(address(None, "address", &mut cx).unwrap_err().to_string(), "address: is missing, expected a value");
+    }
+
+    #[test]
+    fn a_socket_option_that_guards_is_refused_and_others_are_named() {
+        let mut cx = Context::default();
+        let option = |level, name| core::SocketOption { level, name, ..Default::default() };
+        socket_options(vec![option(6, 1), option(1, 25)], &mut cx).unwrap();
+        assert_eq!(
+            cx.notices.warnings[0].to_string(),
+            "socket_options[0]: raw socket options are not set: level 6, name 1, no value, STATE_PREBIND, all sockets, \
+             SOCKET_IP_VERSION_UNSPECIFIED \"\""
+        );
+        let refused = cx.finish(Ok(())).unwrap_err().to_string();
+        assert!(refused.starts_with("socket_options[1]: is not supported: SO_BINDTODEVICE"), "{refused}");
     }
 
     #[test]

@@ -1,19 +1,20 @@
 //! `envoy.config.cluster.v3.Cluster`.
 
-use super::address::{keepalive, socket_address};
+use super::address::{keepalive, own_socket_options, socket_address, socket_options};
 use super::any;
 use super::context::{Context, Result};
 use super::dns::{self, DnsFields};
 use super::endpoint::{assignment, names};
 use super::hash::cluster_hash;
+use super::health::health_checks;
 use super::load_balancing;
 use super::matcher::percent;
 use super::model::{
     BindConfig, ClusterConfig, ClusterDiscovery, LbPolicy, LoadAssignment, Priority, TcpKeepalive, Thresholds,
-    TransportMatch, UpstreamTransport,
+    TransportMatch, UpstreamProtocol, UpstreamTransport,
 };
 use super::pb::{cluster, core, extensions, google};
-use super::source::{config_source, json_object, metadata};
+use super::source::{config_source, json_object};
 use super::tls;
 use super::upstream_http::{Deprecated, upstream_http};
 use std::sync::Arc;
@@ -38,7 +39,7 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         per_connection_buffer_high_watermark_timeout: _,
         lb_policy,
         load_assignment,
-        health_checks: _,
+        health_checks: checks,
         max_requests_per_connection,
         circuit_breakers,
         upstream_http_protocol_options,
@@ -62,11 +63,11 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         lb_subset_config,
         common_lb_config,
         transport_socket,
-        metadata: cluster_metadata,
+        metadata: _,
         protocol_selection,
         upstream_connection_options,
         close_connections_on_host_health_failure: _,
-        ignore_health_on_host_removal: _,
+        ignore_health_on_host_removal,
         filters,
         load_balancing_policy,
         lrs_server: _,
@@ -81,6 +82,8 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         lb_config,
     } = message;
     let name: Arc<str> = cx.non_empty("name", name)?.into();
+    let nowhere =
+        || ClusterDiscovery::Static(LoadAssignment { cluster_name: name.clone(), ..LoadAssignment::default() });
 
     // A cluster has one set of endpoints.
     let cluster::cluster::LbSubsetConfig {
@@ -93,14 +96,16 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         list_as_any: _,
         metadata_fallback_policy: _,
     } = lb_subset_config.unwrap_or_default();
-    cx.each("filters", filters, upstream_network_filter)?;
+    let filters = cx.each("filters", filters, upstream_network_filter);
+    cx.part(filters);
 
     let connect_timeout = cx.positive("connect_timeout", connect_timeout)?.unwrap_or(CONNECT_TIMEOUT);
     let dns = DnsFields { refresh_rate: dns_refresh_rate, respect_ttl: respect_dns_ttl, family: dns_lookup_family };
     let is_original_dst_config = matches!(lb_config, Some(cluster::cluster::LbConfig::OriginalDstLbConfig(_)));
     let port_override = match &lb_config {
         Some(cluster::cluster::LbConfig::OriginalDstLbConfig(config)) => {
-            cx.at("original_dst_lb_config", |cx| original_dst(config.clone(), cx))?
+            let read = cx.at("original_dst_lb_config", |cx| original_dst(config.clone(), cx));
+            cx.part(read)
         }
         _ => None,
     };
@@ -113,22 +118,38 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         port_override,
         cleanup_interval: cx.positive("cleanup_interval", cleanup_interval)?.unwrap_or(CLEANUP_INTERVAL),
     };
-    let discovery = discovery(source, cx)?;
+    let found = discovery(source, cx);
+    let discovery_is_known = found.is_ok();
+    let discovery = cx.part_or(found, nowhere);
 
     let policy = cx.enumeration("lb_policy", lb_policy)?;
+    let by_enum = policy;
     let lb = match load_balancing_policy {
-        Some(list) => cx.at("load_balancing_policy", |cx| load_balancing::by_list(list, cx))?,
-        None => load_balancing::by_enum(policy, lb_config.filter(|_| !is_original_dst_config), cx)?,
+        Some(list) => cx.at("load_balancing_policy", |cx| load_balancing::by_list(list, cx)),
+        None => load_balancing::by_enum(policy, lb_config.filter(|_| !is_original_dst_config), cx),
     };
     let is_original_dst = matches!(discovery, ClusterDiscovery::OriginalDst { .. });
-    if is_original_dst != (lb == LbPolicy::ClusterProvided) {
-        return Err(cx.error_at(
-            "lb_policy",
-            "CLUSTER_PROVIDED is for clusters of type ORIGINAL_DST, and those take no other policy",
-        ));
+    match &lb {
+        Ok(lb) if discovery_is_known && is_original_dst != (*lb == LbPolicy::ClusterProvided) => {
+            cx.record_all([cx.error_at(
+                "lb_policy",
+                "CLUSTER_PROVIDED is for clusters of type ORIGINAL_DST, and those take no other policy",
+            )]);
+        }
+        Ok(_) if is_original_dst && by_enum != cluster::cluster::LbPolicy::ClusterProvided => {
+            let found = by_enum.as_str_name();
+            cx.record_all([cx.error_at(
+                "lb_policy",
+                format!(
+                    "LB policy {found} is not valid for Cluster type ORIGINAL_DST. Only 'CLUSTER_PROVIDED' is allowed"
+                ),
+            )]);
+        }
+        _ => {}
     }
-    let (panic_threshold, update_merge_window) =
-        cx.at("common_lb_config", |cx| common_lb(common_lb_config.unwrap_or_default(), cx))?;
+    let lb = cx.part_or(lb, || LbPolicy::RoundRobin);
+    let common = cx.at("common_lb_config", |cx| common_lb(common_lb_config.unwrap_or_default(), cx));
+    let CommonLb { panic_threshold, update_merge_window, ignore_new_hosts_until_first_hc } = cx.part(common);
 
     let use_downstream_protocol = cx
         .enumeration::<cluster::cluster::ClusterProtocolSelection>("protocol_selection", protocol_selection)?
@@ -141,24 +162,44 @@ pub(super) fn cluster(message: cluster::Cluster, cx: &mut Context) -> Result<Clu
         max_requests_per_connection,
         use_downstream_protocol,
     };
+    let http = upstream_http(typed_extension_protocol_options, deprecated, cx);
+    let breakers = cx.at("circuit_breakers", |cx| breakers(circuit_breakers.unwrap_or_default(), &name, cx));
+    let transport = upstream_transport(transport_socket, cx);
+    let matches = cx.each("transport_socket_matches", transport_socket_matches, transport_match);
+    let bind = upstream_bind_config.map(|message| cx.at("upstream_bind_config", |cx| bind_config(message, cx)));
+    let bind = cx.part(bind.transpose()).flatten();
+    // what has problems of its own is not also without ALPN
+    let has_alpn = !matches!(&transport, Ok(UpstreamTransport::Raw));
+    let transport = cx.part_or(transport, || UpstreamTransport::Raw);
+    let transport_matches = cx.part(matches);
+    let circuit_breakers = cx.part(breakers);
+    let http = http?;
+    let all_have_alpn =
+        transport_matches.iter().all(|m: &TransportMatch| !matches!(m.transport, UpstreamTransport::Raw));
+    if http.protocol == UpstreamProtocol::Auto && !(has_alpn && all_have_alpn) {
+        let message = format!("ALPN configured for cluster {name} which has a non-ALPN transport socket");
+        cx.record_all([cx.error_at("transport_socket", message)]);
+    }
+    if is_original_dst && !checks.is_empty() {
+        return Err(cx.error_at("health_checks", "an ORIGINAL_DST cluster knows its endpoints from connections only"));
+    }
     Ok(ClusterConfig {
         stat_name: if alt_stat_name.is_empty() { name.clone() } else { alt_stat_name.into() },
         name,
         discovery,
         connect_timeout,
         lb,
-        http: upstream_http(typed_extension_protocol_options, deprecated, cx)?,
-        circuit_breakers: cx.at("circuit_breakers", |cx| breakers(circuit_breakers.unwrap_or_default(), cx))?,
-        transport: upstream_transport(transport_socket, cx)?,
-        transport_matches: cx.each("transport_socket_matches", transport_socket_matches, transport_match)?,
-        bind: upstream_bind_config
-            .map(|message| cx.at("upstream_bind_config", |cx| bind_config(message, cx)))
-            .transpose()?
-            .flatten(),
+        health_check: health_checks(checks, http.protocol, cx)?,
+        http,
+        circuit_breakers,
+        transport,
+        transport_matches,
+        bind,
         tcp_keepalive: connection_options(upstream_connection_options.unwrap_or_default()),
         panic_threshold,
         update_merge_window,
-        metadata: Arc::new(metadata(cluster_metadata)),
+        ignore_health_on_host_removal,
+        ignore_new_hosts_until_first_hc,
         hash,
     })
 }
@@ -193,7 +234,12 @@ fn discovery(fields: DiscoveryFields, cx: &mut Context) -> Result<ClusterDiscove
     }
     match kind {
         Type::Static => Ok(ClusterDiscovery::Static(match load_assignment {
-            Some(message) => cx.at("load_assignment", |cx| assignment(message, cx))?,
+            Some(message) => {
+                let assignment = cx.at("load_assignment", |cx| assignment(message, cx))?;
+                // one text for the two names, which are equal nearly always
+                let cluster_name = if *assignment.cluster_name == *name { name } else { assignment.cluster_name };
+                LoadAssignment { cluster_name, ..assignment }
+            }
             None => LoadAssignment { cluster_name: name, ..LoadAssignment::default() },
         })),
         Type::Eds => {
@@ -308,28 +354,56 @@ fn fixed_port(port: Option<google::UInt32Value>, cx: &Context) -> Result<Option<
     port.map(|port| cx.port("upstream_port_override", port.value)).transpose()
 }
 
-/// The panic threshold and the merge window.
-fn common_lb(message: cluster::cluster::CommonLbConfig, cx: &mut Context) -> Result<(f64, Option<Duration>)> {
+/// What is read of `common_lb_config`.
+#[derive(Default)]
+struct CommonLb {
+    panic_threshold: f64,
+    update_merge_window: Option<Duration>,
+    ignore_new_hosts_until_first_hc: bool,
+}
+
+fn common_lb(message: cluster::cluster::CommonLbConfig, cx: &mut Context) -> Result<CommonLb> {
     let cluster::cluster::CommonLbConfig {
         healthy_panic_threshold,
         update_merge_window,
-        ignore_new_hosts_until_first_hc: _,
+        ignore_new_hosts_until_first_hc,
         close_connections_on_host_set_change: _,
         consistent_hashing_lb_config: _,
         override_host_status: _,
         locality_config_specifier: _,
     } = message;
     let panic_threshold = percent(healthy_panic_threshold, "healthy_panic_threshold", cx)?.unwrap_or(PANIC_THRESHOLD);
-    Ok((panic_threshold, cx.timeout("update_merge_window", update_merge_window, None)?))
+    let panic_threshold = cx.runtime_number("upstream.healthy_panic_threshold", panic_threshold).clamp(0.0, 100.0);
+    let update_merge_window = cx.timeout("update_merge_window", update_merge_window, None)?;
+    Ok(CommonLb { panic_threshold, update_merge_window, ignore_new_hosts_until_first_hc })
 }
 
-fn breakers(message: cluster::CircuitBreakers, cx: &mut Context) -> Result<[Thresholds; 2]> {
+fn breakers(message: cluster::CircuitBreakers, name: &str, cx: &mut Context) -> Result<[Thresholds; 2]> {
     let cluster::CircuitBreakers { thresholds, per_host_thresholds: _ } = message;
     let mut both = [Thresholds::default(); 2];
     for (priority, limits) in cx.each("thresholds", thresholds, threshold)? {
         both[priority as usize] = limits;
     }
+    // thousands of clusters would ask for eight names each
+    if cx.runtime.has_under("circuit_breakers.") {
+        for (limits, priority) in both.iter_mut().zip(["default", "high"]) {
+            overridden(limits, &format!("circuit_breakers.{name}.{priority}"), cx);
+        }
+    }
     Ok(both)
+}
+
+/// What runtime says of the limits, as it is now.
+fn overridden(limits: &mut Thresholds, prefix: &str, cx: &Context) {
+    let Thresholds { max_connections, max_pending_requests, max_requests, max_retries, track_remaining: _ } = limits;
+    for (limit, name) in [
+        (max_connections, "max_connections"),
+        (max_pending_requests, "max_pending_requests"),
+        (max_requests, "max_requests"),
+        (max_retries, "max_retries"),
+    ] {
+        *limit = cx.runtime_number(&format!("{prefix}.{name}"), (*limit).into()).max(0.0) as u32;
+    }
 }
 
 fn threshold(message: cluster::circuit_breakers::Thresholds, cx: &mut Context) -> Result<(Priority, Thresholds)> {
@@ -375,30 +449,46 @@ fn bind_config(message: core::BindConfig, cx: &mut Context) -> Result<Option<Bin
     let core::BindConfig {
         source_address,
         freebind,
-        socket_options: _,
+        socket_options: options,
         extra_source_addresses,
         additional_source_addresses,
         local_address_selector: _,
         validate_network_namespaces: _,
     } = message;
+    socket_options(options, cx)?;
     let mut sources = Vec::new();
+    if !extra_source_addresses.is_empty() && !additional_source_addresses.is_empty() {
+        let message = "Can't specify both `extra_source_addresses` and `additional_source_addresses`";
+        cx.record_all([cx.error_at("additional_source_addresses", message)]);
+    }
+    let has_more = !extra_source_addresses.is_empty() || !additional_source_addresses.is_empty();
+    if has_more && source_address.is_none() {
+        let message = "is missing: there are extra/additional source addresses but no source_address";
+        cx.record_all([cx.error_at("source_address", message)]);
+    }
     if let Some(address) = source_address {
-        sources.push(cx.at("source_address", |cx| socket_address(address, cx))?);
+        let address = cx.at("source_address", |cx| socket_address(address, cx));
+        sources.extend(cx.part(address.map(Some)));
     }
     sources.extend(cx.each("extra_source_addresses", extra_source_addresses, |extra, cx| {
-        let core::ExtraSourceAddress { address, socket_options: _ } = extra;
+        let core::ExtraSourceAddress { address, socket_options: options } = extra;
+        own_socket_options(options, cx)?;
         let address = cx.required("address", address)?;
         cx.at("address", |cx| socket_address(address, cx))
     })?);
     sources.extend(cx.each("additional_source_addresses", additional_source_addresses, socket_address)?);
+    // A connection takes the first address of its endpoint's family, so more than one other would never be used.
+    if has_more && (sources.len() > 2 || matches!(sources.as_slice(), [a, b] if a.is_ipv4() == b.is_ipv4())) {
+        let message = "source_address and one more of the other IP version are expected, no further ones";
+        cx.record_all([cx.error(message)]);
+    }
     Ok((!sources.is_empty()).then(|| BindConfig { sources, freebind: freebind.is_some_and(|v| v.value) }))
 }
 
 fn transport_match(message: cluster::cluster::TransportSocketMatch, cx: &mut Context) -> Result<TransportMatch> {
-    let cluster::cluster::TransportSocketMatch { name, r#match, transport_socket } = message;
+    let cluster::cluster::TransportSocketMatch { name: _, r#match, transport_socket } = message;
     let transport_socket = Some(cx.required("transport_socket", transport_socket)?);
     Ok(TransportMatch {
-        name: cx.non_empty("name", name)?.into(),
         criteria: json_object(&r#match.unwrap_or_default()).into_iter().collect(),
         transport: upstream_transport(transport_socket, cx)?,
     })

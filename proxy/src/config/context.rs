@@ -2,15 +2,17 @@
 //! messages refer to (files, runtime values). Knows no particular message.
 
 use super::answers::{Answer, table};
+use super::model::{Bootstrap, ClusterDiscovery, ConfigSourceKind};
 use super::pb::google;
 use super::{ConfigError, Notices, ProblemKind};
 use crate::runtime::Runtime;
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use xds_protos::nearest;
 
 /// The result of every conversion. An error ends the conversion of the message at hand; problems with a single value are
 /// recorded in the context instead, and conversion goes on with a harmless value, so that a person hears of all at once.
@@ -21,6 +23,16 @@ const MAX_DURATION_SECONDS: i64 = 315_576_000_000;
 
 /// Problems that are kept of one conversion: a push may have as many as it has bytes.
 const MAX_PROBLEMS: usize = 10_000;
+
+/// Problems up to which the names are looked for that were probably meant.
+const MAX_SUGGESTED: usize = 20;
+/// What a secret is for; those of different kinds may share a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum SecretSort {
+    Certificate,
+    Validation,
+    Other,
+}
 
 /// State of one conversion. Make one per resource, or take `notices` out between two.
 #[derive(Debug, Default)]
@@ -33,16 +45,55 @@ pub struct Context {
     pub runtime: Arc<Runtime>,
     /// `--service-cluster`, which goes before the node's cluster.
     pub service_cluster: Option<String>,
+    /// What sources of configuration may refer to; `None` when that is not known, or checked by others.
+    pub servers: Option<Servers>,
+    /// [`bootstrap`](super::bootstrap) finds out `servers`, and refuses sources that name others.
+    pub check_sources: bool,
+    /// The secrets of the bootstrap by kind and name, where they are known.
+    pub(super) static_secrets: Option<HashSet<(SecretSort, String)>>,
     /// A field without effect refuses the resource instead of being noticed.
     pub reject_unsupported: bool,
+    /// Names of HTTP filters that the route configuration at hand enables.
+    pub(super) enabled_filters: BTreeSet<Box<str>>,
+    /// Fields that the API does not have refuse the resource; this says by which flag.
+    pub(super) refuse_unknown: Option<&'static str>,
     path: String,
     problems: RefCell<Vec<ConfigError>>,
+    /// Elements of lists that were left out, by path: those behind them have moved up.
+    left_out: Vec<String>,
+}
+
+/// What there is to ask for configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Servers {
+    /// Names of static clusters whose endpoints do not themselves come from a server.
+    pub clusters: HashSet<Arc<str>>,
+    /// The bootstrap has `ads_config`.
+    pub ads: bool,
+}
+
+impl Servers {
+    /// Those that a bootstrap has.
+    pub fn of(bootstrap: &Bootstrap) -> Servers {
+        let stands_alone = |discovery: &ClusterDiscovery| match discovery {
+            ClusterDiscovery::Eds { source, .. } => matches!(source.kind, ConfigSourceKind::Path(_)),
+            _ => true,
+        };
+        let clusters = bootstrap.clusters.iter().filter(|cluster| stands_alone(&cluster.discovery));
+        Servers { clusters: clusters.map(|cluster| cluster.name.clone()).collect(), ads: bootstrap.ads.is_some() }
+    }
 }
 
 impl Context {
     /// A context that knows the runtime values of the bootstrap.
     pub fn with_runtime(runtime: Arc<Runtime>) -> Context {
         Context { runtime, ..Context::default() }
+    }
+
+    /// The same, with fields that the API does not have refused where a flag says so.
+    #[must_use]
+    pub fn refusing_unknown(self, flag: Option<&'static str>) -> Context {
+        Context { refuse_unknown: flag, ..self }
     }
 
     /// Runs `convert` on the message in `field`; errors and notices made there carry its path.
@@ -76,7 +127,12 @@ impl Context {
                 cx.path.truncate(outer);
                 match converted {
                     Ok(item) => done.push(item),
-                    Err(error) => failed = Some(error),
+                    Err(error) => {
+                        let _ = write!(cx.path, "[{i}]");
+                        cx.leave_out();
+                        cx.path.truncate(outer);
+                        failed = Some(error);
+                    }
                 }
             }
             match failed {
@@ -86,6 +142,32 @@ impl Context {
                     Ok(done)
                 }
             }
+        })
+    }
+
+    /// Notes that the element of a list that is being converted has no place in the model.
+    pub(super) fn leave_out(&mut self) {
+        if self.left_out.len() < MAX_PROBLEMS {
+            self.left_out.push(self.path.clone());
+        }
+    }
+
+    /// The elements that were left out so far.
+    pub(super) fn take_left_out(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.left_out)
+    }
+
+    /// The outcome of one part of a message. What ended it is recorded, and conversion of the rest goes on with the
+    /// default, which nobody gets to see: [`finish`](Self::finish) refuses the resource.
+    pub(super) fn part<T: Default>(&self, outcome: Result<T>) -> T {
+        self.part_or(outcome, T::default)
+    }
+
+    /// As [`part`](Self::part), where the type has no default.
+    pub(super) fn part_or<T>(&self, outcome: Result<T>, harmless: impl FnOnce() -> T) -> T {
+        outcome.unwrap_or_else(|error| {
+            self.record_all([error]);
+            harmless()
         })
     }
 
@@ -99,15 +181,14 @@ impl Context {
         }
     }
 
-    /// What came of a conversion that has no problem at all; otherwise they are recorded.
-    pub(super) fn whole<T>(&mut self, convert: impl FnOnce(&mut Context) -> Result<T>) -> Option<T> {
+    /// What came of a conversion, and whether it has no problem at all; they are recorded.
+    pub(super) fn as_far<T>(&mut self, convert: impl FnOnce(&mut Context) -> Result<T>) -> (Option<T>, bool) {
         let before = self.problems.get_mut().len();
         match convert(self) {
-            Ok(value) if self.problems.get_mut().len() == before && before < MAX_PROBLEMS => Some(value),
-            Ok(_) => None,
+            Ok(value) => (Some(value), self.problems.get_mut().len() == before && before < MAX_PROBLEMS),
             Err(error) => {
                 self.record_all([error]);
-                None
+                (None, false)
             }
         }
     }
@@ -124,12 +205,17 @@ impl Context {
 
     /// Says that `field` has no effect. `meaning`: what a person loses by that.
     pub(super) fn warn(&mut self, field: &str, meaning: impl Into<String>) {
+        self.warn_of_all(field, meaning, 1);
+    }
+
+    /// [`warn`](Self::warn), of as many fields as there are on this way.
+    pub(super) fn warn_of_all(&mut self, field: &str, meaning: impl Into<String>, count: usize) {
         let (path, meaning) = (self.join(field), meaning.into());
         if self.reject_unsupported {
             let message = format!("is set and has no effect here: {meaning}");
             self.record_all([ConfigError::new(path.clone(), message).of_kind(ProblemKind::Unsupported)]);
         }
-        self.notices.warnings.push((path, meaning));
+        self.notices.warn(path, meaning, count);
     }
 
     /// [`warn`](Self::warn) if the field is set, that is, differs from its default.
@@ -152,17 +238,27 @@ impl Context {
     /// `name` is what the configuration calls it.
     pub(super) fn extension(&mut self, name: &str, type_name: &str) -> Result<bool> {
         match table().find(type_name).map(|known| known.whole) {
-            Some(Answer::Act { .. }) => Ok(true),
+            Some(Answer::Act { .. } | Answer::Idle { .. }) => Ok(true),
             Some(Answer::Warn { meaning, .. }) => {
                 self.warn("", format!("{name} ({type_name}) does not exist here: {meaning}"));
                 Ok(false)
             }
             Some(Answer::Reject { reason, .. }) => {
-                Err(self.error(format!("{name} ({type_name}) is not supported: {reason}")))
+                let problem = self.error(format!("{name} ({type_name}) is not supported: {reason}"));
+                Err(problem.of_kind(ProblemKind::Unsupported))
             }
-            None => Err(self
-                .error(format!("Didn't find a registered implementation for '{name}' with type URL: '{type_name}'"))),
+            None => {
+                let near = self.meant(|| nearest(type_name, table().messages().iter().map(|m| m.message.name())));
+                let what = format!("Didn't find a registered implementation for '{name}' with type URL: '{type_name}'");
+                Err(self.error(what + &near))
+            }
         }
+    }
+
+    /// ` (did you mean "x"?)`, as long as few problems are recorded: nobody reads the rest, and looking has its cost.
+    pub(super) fn meant<'n>(&self, look: impl FnOnce() -> Option<&'n str>) -> String {
+        let near = if self.problems.borrow().len() < MAX_SUGGESTED { look() } else { None };
+        near.map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default()
     }
 
     /// A field that must be there.
@@ -315,7 +411,8 @@ mod tests {
             })
         });
         assert_eq!(outcome.unwrap_err().to_string(), "filter_chains[0][0].name: boom");
-        assert_eq!(cx.notices.warnings, [("filter_chains[0][0].metadata".to_owned(), "nobody reads it".to_owned())]);
+        let said: Vec<String> = cx.notices.warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(said, ["filter_chains[0][0].metadata: nobody reads it"]);
         assert_eq!(cx.error("here").path, "");
     }
 

@@ -2,6 +2,7 @@
 
 use super::address::{Place, place};
 use super::context::{Context, Result};
+use super::health::endpoint_check;
 use super::model::{Address, DnsLocality, Endpoint, HealthStatus, LoadAssignment, Locality, LocalityEndpoints};
 use super::pb::{core, endpoint};
 use super::source::metadata;
@@ -26,10 +27,9 @@ pub(super) fn assignment(message: endpoint::ClusterLoadAssignment, cx: &mut Cont
     })?;
     let localities = localities
         .into_iter()
-        .map(|Group { locality, priority, weight, endpoints }| LocalityEndpoints {
+        .map(|Group { locality, priority, endpoints }| LocalityEndpoints {
             locality,
             priority,
-            weight,
             endpoints: endpoints.into_iter().map(|(address, endpoint)| Endpoint { address, ..endpoint }).collect(),
         })
         .collect();
@@ -50,10 +50,9 @@ pub(super) fn names(message: endpoint::ClusterLoadAssignment, cx: &mut Context) 
     }
     Ok(localities
         .into_iter()
-        .map(|Group { locality, priority, weight, endpoints }| DnsLocality {
+        .map(|Group { locality, priority, endpoints }| DnsLocality {
             locality,
             priority,
-            weight,
             names: endpoints.into_iter().map(|((host, port), endpoint)| (host, port, endpoint)).collect(),
         })
         .collect())
@@ -63,7 +62,6 @@ pub(super) fn names(message: endpoint::ClusterLoadAssignment, cx: &mut Context) 
 struct Group<T> {
     locality: Locality,
     priority: u32,
-    weight: Option<u32>,
     endpoints: Vec<(T, Endpoint)>,
 }
 
@@ -102,17 +100,13 @@ fn locality<T>(
         locality,
         metadata: _,
         lb_endpoints,
-        load_balancing_weight,
+        load_balancing_weight: _,
         priority,
         proximity: _,
         lb_config,
     } = message;
     if priority > MAX_PRIORITY {
         return Err(cx.error_at("priority", format!("found {priority}, expected at most {MAX_PRIORITY}")));
-    }
-    let weight = load_balancing_weight.map(|v| v.value);
-    if weight == Some(0) {
-        return Err(cx.error_at("load_balancing_weight", "found 0, expected at least 1"));
     }
     let lb_endpoints = match lb_config {
         None => lb_endpoints,
@@ -125,7 +119,6 @@ fn locality<T>(
     Ok(Group {
         locality: Locality { region: region.into(), zone: zone.into(), sub_zone: sub_zone.into() },
         priority,
-        weight,
         endpoints: cx.each("lb_endpoints", lb_endpoints, |message, cx| lb_endpoint(message, named, cx, target))?,
     })
 }
@@ -145,14 +138,14 @@ fn lb_endpoint<T>(
             cx.error_at("endpoint_name", format!("found {name:?}, expected a name of named_endpoints"))
         })?,
     };
-    let endpoint::Endpoint {
-        address,
-        health_check_config: _,
-        hostname,
-        additional_addresses: _,
-        observability_name: _,
-    } = endpoint;
+    let endpoint::Endpoint { address, health_check_config, hostname, additional_addresses: _, observability_name: _ } =
+        endpoint;
     let (place, _) = cx.at("endpoint", |cx| place(address, "address", cx))?;
+    let check = cx.at("endpoint", |cx| endpoint_check(health_check_config, cx))?;
+    let has_port = check.as_ref().is_some_and(|c| c.port != 0 && c.address.is_none());
+    if has_port && matches!(place, Place::Address(Address::Pipe { .. })) {
+        return Err(cx.error_at("endpoint.health_check_config.port_value", "a pipe has no port"));
+    }
     let weight = load_balancing_weight.map_or(1, |v| v.value);
     if weight == 0 {
         return Err(cx.error_at("load_balancing_weight", "found 0, expected at least 1"));
@@ -172,6 +165,7 @@ fn lb_endpoint<T>(
         health,
         weight,
         metadata: (!fields.is_empty()).then(|| Arc::new(fields)),
+        check,
     };
     Ok((target(place, cx)?, endpoint))
 }

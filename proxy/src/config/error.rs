@@ -1,6 +1,7 @@
 //! What conversion says of a configuration: errors that refuse it, and notices of fields that have no effect.
 
-use super::answers::Deprecated;
+use super::answers::{Deprecated, Unknown};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Problems that the text of an error lists; further ones are only counted, so that a NACK stays readable.
@@ -134,15 +135,81 @@ pub fn both<A, B>(a: Result<A, ConfigError>, b: Result<B, ConfigError>) -> Resul
     }
 }
 
+/// Warnings that are kept of one conversion; the rest is counted.
+const MAX_WARNINGS: usize = 10_000;
+
 /// What a person should hear of a resource that is not refused. Collected while it is converted.
 #[derive(Debug, Default)]
 pub struct Notices {
-    /// Fields that were set and have no effect here: path, and what that means.
-    pub warnings: Vec<(String, String)>,
-    /// Paths of fields that the API does not have.
-    pub unknown: Vec<String>,
+    /// Fields that were set and have no effect here.
+    pub warnings: Vec<Warning>,
+    /// Fields that the API does not have.
+    pub unknown: Vec<Unknown>,
     /// Deprecated fields in use.
     pub deprecated: Vec<Deprecated>,
+    /// Warnings and unknown fields past those that are listed.
+    pub more_warnings: usize,
+    pub more_unknown: usize,
+    /// Where the warning stands that says this of a field, whatever its places in lists.
+    said: BTreeMap<(String, String), usize>,
+}
+
+/// A field without effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// Where it was met first.
+    pub path: String,
+    /// What a person loses by that.
+    pub meaning: String,
+    /// How often it was met, whatever its places in lists.
+    pub count: usize,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.meaning)?;
+        match self.count {
+            0 | 1 => Ok(()),
+            count => write!(f, " ({count} times, this is the first)"),
+        }
+    }
+}
+
+impl Notices {
+    /// Says what a field means that has no effect: once for each way that leads to it in its resource.
+    pub(super) fn warn(&mut self, path: String, meaning: String, count: usize) {
+        let identity = (way_of(&path), meaning);
+        if let Some(known) = self.said.get(&identity).and_then(|known| self.warnings.get_mut(*known)) {
+            known.count += count;
+        } else if self.warnings.len() < MAX_WARNINGS {
+            self.warnings.push(Warning { path, meaning: identity.1.clone(), count });
+            self.said.insert(identity, self.warnings.len() - 1);
+        } else {
+            self.more_warnings += count;
+        }
+    }
+
+    /// How many fields have no effect.
+    pub fn warned(&self) -> usize {
+        self.more_warnings + self.warnings.iter().map(|warning| warning.count).sum::<usize>()
+    }
+}
+
+/// A path without places in lists; the place of a static resource stays, for each hears of its own fields.
+fn way_of(path: &str) -> String {
+    let own = match path.strip_prefix("static_resources.").and_then(|rest| rest.find(']')) {
+        Some(end) => "static_resources.".len() + end,
+        None => 0,
+    };
+    let (resource, rest) = path.split_at(own);
+    let mut way = resource.to_owned();
+    let mut pieces = rest.split('[');
+    way.extend(pieces.next());
+    for piece in pieces {
+        way.push('[');
+        way.push_str(piece.trim_start_matches(|c: char| c.is_ascii_digit()));
+    }
+    way
 }
 
 #[cfg(test)]
@@ -162,6 +229,31 @@ mod tests {
         let error = each_of("items", [0, 1, 2], check).unwrap_err().inside("a");
         assert_eq!(error.to_string(), "a.items[0].x: found 0; a.items[2].x: found 2");
         assert_eq!(ConfigError::all([error.clone(), error]).unwrap().into_problems().count(), 4);
+    }
+
+    #[test]
+    fn a_warning_is_said_once_for_each_way_and_counted() {
+        let mut notices = Notices::default();
+        for path in ["a[0].b", "a[1].b", "a[1].c", "static_resources.x[0].a[0]", "static_resources.x[1].a[7]"] {
+            notices.warn(path.into(), "boom".into(), 1);
+        }
+        notices.warn("a[2].b".into(), "other".into(), 3);
+        let said: Vec<String> = notices.warnings.iter().map(Warning::to_string).collect();
+        assert_eq!(
+            said,
+            [
+                "a[0].b: boom (2 times, this is the first)",
+                "a[1].c: boom",
+                "static_resources.x[0].a[0]: boom",
+                "static_resources.x[1].a[7]: boom",
+                "a[2].b: other (3 times, this is the first)",
+            ]
+        );
+        assert_eq!(notices.warned(), 8);
+        for n in 0..=MAX_WARNINGS {
+            notices.warn("a".into(), n.to_string(), 1);
+        }
+        assert_eq!((notices.warnings.len(), notices.warned()), (MAX_WARNINGS, MAX_WARNINGS + 9));
     }
 
     #[test]

@@ -4,10 +4,12 @@ use super::access_log::access_logs;
 use super::address::cidr;
 use super::any;
 use super::context::{Context, Result};
+use super::extension::dynamic_filter;
 use super::hash::filter_chain_hash;
 use super::hcm::connection_manager;
 use super::model::{
-    DownstreamTransport, FilterChainConfig, FilterChainMatch, NetworkFilterConfig, SourceType, TcpProxyConfig,
+    DownstreamTransport, FilterChainConfig, FilterChainMatch, FilterPlace, NetworkFilterConfig, SourceType,
+    TcpProxyConfig,
 };
 use super::pb::{core, extensions, google, listener, tcp_proxy, types};
 use super::tls;
@@ -23,36 +25,39 @@ pub(super) fn filter_chain(message: listener::FilterChain, cx: &mut Context) -> 
         filter_chain_match,
         filters,
         use_proxy_proto: _,
-        metadata,
+        metadata: _,
         transport_socket,
         transport_socket_connect_timeout,
         name,
     } = message;
-    // It does nothing by itself, and what would read it has its own answer.
-    drop(metadata);
     let count = filters.len();
     let mut at = 0;
     let filters = cx.each("filters", filters, |filter, cx| {
         at += 1;
-        let filter = network_filter(filter, cx)?;
+        let filter = network_filter(filter, at == count, cx)?;
         match filter {
+            Some(NetworkFilterConfig::Dynamic(_)) => Ok(filter),
             Some(_) if at < count => Err(cx.error("is a terminal filter, expected it to be the last of the chain")),
             None if at == count => {
                 Err(cx.error("is not a terminal filter, expected http_connection_manager or tcp_proxy last"))
             }
             other => Ok(other),
         }
-    })?;
+    });
+    let filters = cx.part(filters);
+    let matcher = cx.at("filter_chain_match", |cx| chain_match(filter_chain_match.unwrap_or_default(), cx));
+    let transport = downstream_transport(transport_socket, cx);
     Ok(FilterChainConfig {
         name: name.into(),
-        matcher: cx.at("filter_chain_match", |cx| chain_match(filter_chain_match.unwrap_or_default(), cx))?,
-        transport: downstream_transport(transport_socket, cx)?,
+        matcher: cx.part(matcher),
+        transport: cx.part_or(transport, || DownstreamTransport::Raw),
         transport_connect_timeout: cx.timeout(
             "transport_socket_connect_timeout",
             transport_socket_connect_timeout,
             None,
         )?,
         filters: filters.into_iter().flatten().collect(),
+        terminal: count.saturating_sub(1),
         hash,
     })
 }
@@ -126,15 +131,24 @@ fn downstream_transport(message: Option<core::TransportSocket>, cx: &mut Context
     })
 }
 
-/// A terminal filter; `None` for one that is passed over with a warning.
-fn network_filter(message: listener::Filter, cx: &mut Context) -> Result<Option<NetworkFilterConfig>> {
+/// A filter that ends its chain or comes by ECDS; `None` for one that is passed over with a warning.
+fn network_filter(message: listener::Filter, last: bool, cx: &mut Context) -> Result<Option<NetworkFilterConfig>> {
     use listener::filter::ConfigType;
     let listener::Filter { name, config_type } = message;
-    let config: google::Any = match cx.required("typed_config", config_type)? {
-        ConfigType::TypedConfig(config) => config,
-        ConfigType::ConfigDiscovery(_) => return Err(any::refused("config_discovery", cx)),
-    };
-    cx.at("typed_config", |cx| match any::inner_type(&config, cx)?.as_str() {
+    match cx.required("typed_config", config_type)? {
+        ConfigType::TypedConfig(config) => cx.at("typed_config", |cx| network_filter_config(&name, config, cx)),
+        ConfigType::ConfigDiscovery(source) => dynamic_filter(&name, source, FilterPlace::Network, last, cx)
+            .map(|filter| Some(NetworkFilterConfig::Dynamic(filter))),
+    }
+}
+
+/// As `network_filter`, of its configuration.
+pub(super) fn network_filter_config(
+    name: &str,
+    config: google::Any,
+    cx: &mut Context,
+) -> Result<Option<NetworkFilterConfig>> {
+    match any::inner_type(&config, cx)?.as_str() {
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
             let message = any::unpack(config, cx)?;
             let manager = connection_manager(message, cx)?;
@@ -144,11 +158,11 @@ fn network_filter(message: listener::Filter, cx: &mut Context) -> Result<Option<
             let message = any::unpack(config, cx)?;
             Ok(Some(NetworkFilterConfig::TcpProxy(Arc::new(tcp(message, cx)?))))
         }
-        kind if cx.extension(&name, kind)? => Err(
+        kind if cx.extension(name, kind)? => Err(
             cx.error(format!("found {name} ({kind}), expected a network filter: http_connection_manager or tcp_proxy"))
         ),
         _ => Ok(None),
-    })
+    }
 }
 
 fn tcp(message: tcp_proxy::TcpProxy, cx: &mut Context) -> Result<TcpProxyConfig> {

@@ -5,16 +5,18 @@ use super::address::cidr;
 use super::any;
 use super::context::{Context, Result};
 use super::headers::header_value;
-use super::http_filters::http_filters;
+use super::http_filters::{Chain, http_filters, refuse_enabled};
 use super::http_options::{common, http1, http2};
 use super::model::{
-    ClientCertDetails, CodecType, EscapedSlashes, ForwardClientCert, HcmConfig, RouteSource, ServerHeader, StripPort,
+    ClientCertDetails, CodecType, EscapedSlashes, ForwardClientCert, HcmConfig, Http1Options, Http2Options,
+    RouteSource, ServerHeader, StripPort,
 };
 use super::pb::{extensions, google, hcm};
 use super::route::route_configuration;
 use super::source::config_source;
 use ::http::HeaderValue;
 use ipnet::IpNet;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,41 +90,71 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
         strip_port_mode,
     } = message;
     if let Some(extension) = request_id {
-        cx.at("request_id_extension", |cx| request_id_extension(extension, cx))?;
+        let read = cx.at("request_id_extension", |cx| request_id_extension(extension, cx));
+        cx.part(read);
     }
 
     let codec = match cx.enumeration("codec_type", codec_type)? {
         parts::CodecType::Auto => CodecType::Auto,
         parts::CodecType::Http1 => CodecType::Http1,
         parts::CodecType::Http2 => CodecType::Http2,
-        parts::CodecType::Http3 => return Err(cx.error_at("codec_type", "found HTTP3, expected AUTO, HTTP1 or HTTP2")),
+        parts::CodecType::Http3 => {
+            cx.record_all([cx.error_at("codec_type", "found HTTP3, expected AUTO, HTTP1 or HTTP2")]);
+            CodecType::Auto
+        }
     };
     let common =
         cx.at("common_http_protocol_options", |cx| common(common_http_protocol_options.unwrap_or_default(), cx))?;
-    let http2 = cx.at("http2_protocol_options", |cx| http2(http2_protocol_options.unwrap_or_default(), cx))?;
-    let router = http_filters(filters, cx)?;
+    let http2 = cx.at("http2_protocol_options", |cx| http2(http2_protocol_options.unwrap_or_default(), cx));
+    let http2 = cx.part_or(http2, Http2Options::default);
+    let chain = http_filters(filters, cx);
+    let Chain { router, filters, mut disabled_guards } = cx.part(chain);
+    let routes = cx.required("route_config", route_specifier).and_then(|specifier| routes(specifier, cx));
+    let routes = cx.part_or(routes, || RouteSource::Inline(Arc::default()));
+    let access_log = access_logs(access_log, "access_log", cx);
+    let http1 = cx.at("http_protocol_options", |cx| http1(http_protocol_options.unwrap_or_default(), cx));
+    let client_cert = cx.at("set_current_client_cert_details", |cx| {
+        client_cert(set_current_client_cert_details.unwrap_or_default(), cx)
+    });
+    let internal_addresses = internal_addresses(internal_address_config, cx);
+    let upgrades =
+        cx.each("upgrade_configs", upgrade_configs, |message, cx| upgrade(message, &mut disabled_guards, cx));
+    let upgrades = cx.part(upgrades);
+    let mut types = HashSet::new();
+    for (upgrade_type, _) in &upgrades {
+        if !types.insert(upgrade_type) {
+            let message = format!("Error: multiple upgrade configs with the same name: '{upgrade_type}'");
+            cx.record_all([cx.error_at("upgrade_configs", message)]);
+        }
+    }
+    if let RouteSource::Inline(inline) = &routes
+        && let Err(problem) = refuse_enabled(&disabled_guards, inline)
+    {
+        cx.record_all([cx.error_at("route_config", problem.to_string())]);
+    }
     Ok(HcmConfig {
         stat_prefix: cx.non_empty("stat_prefix", stat_prefix)?.into(),
         codec,
-        routes: routes(cx.required("route_config", route_specifier)?, cx)?,
-        http_filters: Vec::new(),
+        routes,
+        http_filters: filters,
+        disabled_guards: disabled_guards.into(),
         router,
-        access_log: access_logs(access_log, "access_log", cx)?,
+        access_log: cx.part(access_log),
         server_name: match server_name.as_str() {
-            "" => HeaderValue::from_static("envoy"),
-            name => header_value(name, "server_name", cx)?,
+            "" => default_server(),
+            name => cx.part_or(header_value(name, "server_name", cx), default_server),
         },
         server_header: match cx.enumeration("server_header_transformation", server_header_transformation)? {
             parts::ServerHeaderTransformation::Overwrite => ServerHeader::Overwrite,
             parts::ServerHeaderTransformation::AppendIfAbsent => ServerHeader::AppendIfAbsent,
             parts::ServerHeaderTransformation::PassThrough => ServerHeader::PassThrough,
         },
-        via: (!via.is_empty()).then(|| header_value(&via, "via", cx)).transpose()?,
+        via: cx.part((!via.is_empty()).then(|| header_value(&via, "via", cx)).transpose()),
         use_remote_address: flag(use_remote_address, false),
         xff_num_trusted_hops,
         skip_xff_append,
         append_x_forwarded_port,
-        internal_addresses: internal_addresses(internal_address_config, cx)?,
+        internal_addresses: cx.part(internal_addresses),
         generate_request_id: flag(generate_request_id, true),
         preserve_external_request_id,
         always_set_request_id_in_response,
@@ -133,9 +165,7 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
             parts::ForwardClientCertDetails::SanitizeSet => ForwardClientCert::SanitizeSet,
             parts::ForwardClientCertDetails::AlwaysForwardOnly => ForwardClientCert::AlwaysForwardOnly,
         },
-        set_client_cert: cx.at("set_current_client_cert_details", |cx| {
-            client_cert(set_current_client_cert_details.unwrap_or_default(), cx)
-        })?,
+        set_client_cert: cx.part(client_cert),
         normalize_path: match normalize_path {
             Some(set) => set.value,
             None => cx.runtime_flag("http_connection_manager.normalize_path", false),
@@ -148,9 +178,9 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
             parts::PathWithEscapedSlashesAction::UnescapeAndRedirect => EscapedSlashes::UnescapeAndRedirect,
             parts::PathWithEscapedSlashesAction::UnescapeAndForward => EscapedSlashes::UnescapeAndForward,
         },
-        strip_port: strip_port(strip_matching_host_port, strip_port_mode, cx)?,
+        strip_port: cx.part_or(strip_port(strip_matching_host_port, strip_port_mode, cx), || StripPort::No),
         strip_trailing_host_dot,
-        upgrades: cx.each("upgrade_configs", upgrade_configs, upgrade)?.into_iter().flatten().collect(),
+        upgrades: upgrades.into_iter().filter_map(|(name, enabled)| enabled.then_some(name)).collect(),
         idle_timeout: common.idle_timeout,
         stream_idle_timeout: cx.timeout("stream_idle_timeout", stream_idle_timeout, Some(STREAM_IDLE_TIMEOUT))?,
         request_timeout: cx.timeout("request_timeout", request_timeout, None)?,
@@ -163,12 +193,16 @@ pub(super) fn connection_manager(message: hcm::HttpConnectionManager, cx: &mut C
             Some(DELAYED_CLOSE_TIMEOUT),
         )?,
         max_requests_per_connection: common.max_requests_per_connection.unwrap_or(0),
-        max_request_headers_bytes: max_headers_bytes(max_request_headers_kb, cx)?,
+        max_request_headers_bytes: cx.part(max_headers_bytes(max_request_headers_kb, cx)),
         max_headers_count: common.max_headers_count,
         headers_with_underscores: common.headers_with_underscores,
-        http1: cx.at("http_protocol_options", |cx| http1(http_protocol_options.unwrap_or_default(), cx))?,
+        http1: cx.part_or(http1, Http1Options::default),
         http2,
     })
+}
+
+fn default_server() -> HeaderValue {
+    HeaderValue::from_static("envoy")
 }
 
 fn flag(value: Option<google::BoolValue>, default: bool) -> bool {
@@ -214,13 +248,22 @@ fn client_cert(
     Ok(ClientCertDetails { subject: flag(subject, false), cert, chain, dns, uri })
 }
 
-/// The lower-case type of an upgrade that is allowed.
-fn upgrade(message: hcm::http_connection_manager::UpgradeConfig, cx: &mut Context) -> Result<Option<Box<str>>> {
+/// The lower-case type of an upgrade, and whether it is allowed.
+fn upgrade(
+    message: hcm::http_connection_manager::UpgradeConfig,
+    disabled_guards: &mut Vec<Box<str>>,
+    cx: &mut Context,
+) -> Result<(Box<str>, bool)> {
     let hcm::http_connection_manager::UpgradeConfig { upgrade_type, filters, enabled } = message;
     // A chain of its own has the router too; what else is in it is judged like everywhere.
-    http_filters(filters, cx)?;
-    let upgrade_type = cx.non_empty("upgrade_type", upgrade_type)?.to_ascii_lowercase();
-    Ok(flag(enabled, true).then(|| upgrade_type.into()))
+    let chain = http_filters(filters, cx);
+    let chain = cx.part(chain);
+    if !chain.filters.is_empty() {
+        let message = "config_discovery is not supported here: filters of upgrades stand in place";
+        cx.record_all([cx.error_at("filters", message)]);
+    }
+    disabled_guards.extend(chain.disabled_guards);
+    Ok((upgrade_type.to_ascii_lowercase().into(), flag(enabled, true)))
 }
 
 fn strip_port(

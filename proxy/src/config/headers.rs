@@ -23,7 +23,7 @@ pub(super) fn header_ops(
     Ok(HeaderOps { add, remove })
 }
 
-fn header_add(message: core::HeaderValueOption, cx: &mut Context) -> Result<HeaderAdd> {
+pub(super) fn header_add(message: core::HeaderValueOption, cx: &mut Context) -> Result<HeaderAdd> {
     use core::header_value_option::HeaderAppendAction as Action;
     let core::HeaderValueOption { header, append, append_action, keep_empty_value } = message;
     let core::HeaderValue { key, value, raw_value } = cx.required("header", header)?;
@@ -34,8 +34,10 @@ fn header_add(message: core::HeaderValueOption, cx: &mut Context) -> Result<Head
     let value = match (value.is_empty(), raw_value.is_empty()) {
         (_, true) => value,
         (false, false) => return Err(cx.error_at("header", "found both value and raw_value, expected one of them")),
+        // it is no format: nothing in it is an operator
         (true, false) => String::from_utf8(raw_value)
-            .map_err(|_| cx.error_at("header.raw_value", "found bytes that are not UTF-8, expected text"))?,
+            .map_err(|_| cx.error_at("header.raw_value", "found bytes that are not UTF-8, expected text"))?
+            .replace('%', "%%"),
     };
     if HeaderValue::from_str(&value).is_err() {
         return Err(cx.error_at("header.value", "found control characters, expected a header value"));
@@ -92,6 +94,14 @@ mod tests {
             cx.finish(converted).unwrap_err().to_string(),
             "response_headers_to_remove[1]: :-prefixed or host headers may not be removed"
         );
+    }
+
+    #[test]
+    fn a_raw_value_is_no_format() {
+        let mut option = add("x");
+        let header = option.header.as_mut().unwrap();
+        (header.value, header.raw_value) = (String::new(), b"50%REQ(x)%".to_vec());
+        assert_eq!(&*header_add(option, &mut Context::default()).unwrap().value, "50%%REQ(x)%%");
     }
 
     #[test]

@@ -3,11 +3,13 @@
 //! A filter that guards access or rewrites what a guard looks at must never be left out; the table of answers knows
 //! which may be.
 
+use super::ConfigError;
 use super::answers::{Answer, table};
 use super::any;
 use super::context::{Context, Result};
-use super::model::RouterConfig;
-use super::pb::{extensions, google, hcm, route};
+use super::extension::dynamic_filter;
+use super::model::{DeliveredFilter, FilterPlace, HttpFilterConfig, RouteConfig, RouterConfig};
+use super::pb::{core, extensions, google, hcm, route};
 use std::collections::{BTreeMap, HashMap};
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
@@ -21,21 +23,40 @@ const ENVOY: &str = "envoy.extensions.filters.http.";
 
 /// What becomes of a filter.
 enum Fate {
+    Dynamic(Box<core::ExtensionConfigSource>),
     Router(google::Any),
     /// Left out, with a warning where there was something to do.
     Passed,
+    /// Left out while no route enables it.
+    Disabled,
+}
+
+/// The HTTP filters of a chain.
+#[derive(Debug, Default)]
+pub(super) struct Chain {
+    pub router: Option<RouterConfig>,
+    pub filters: Vec<HttpFilterConfig>,
+    /// Names of those that no route may enable.
+    pub disabled_guards: Vec<Box<str>>,
 }
 
 /// The filters of a connection manager. All that exist yet are the router and those with nothing to do.
-pub(super) fn http_filters(messages: Vec<hcm::HttpFilter>, cx: &mut Context) -> Result<Option<RouterConfig>> {
+pub(super) fn http_filters(messages: Vec<hcm::HttpFilter>, cx: &mut Context) -> Result<Chain> {
     let count = messages.len();
     let mut at = 0;
+    let mut disabled_guards = Vec::new();
+    let mut filters = Vec::new();
     let mut last = String::new();
+    let mut known = true;
     let routers = cx.each("http_filters", messages, |message, cx| {
         at += 1;
+        // what is wrong with the last one is another problem than that it is no router
+        known = at < count;
         let hcm::HttpFilter { name, is_optional, disabled, config_type } = message;
         last.clone_from(&name);
-        match fate(&name, is_optional, disabled, config_type, cx)? {
+        let fate = fate(&name, is_optional, disabled, config_type, cx)?;
+        known = true;
+        match fate {
             Fate::Router(_) if at < count => Err(cx.error(format!(
                 "terminal filter named {name} of type envoy.filters.http.router must be the last filter in a http filter chain"
             ))),
@@ -45,16 +66,52 @@ pub(super) fn http_filters(messages: Vec<hcm::HttpFilter>, cx: &mut Context) -> 
                 router(message, cx).map(Some)
             }),
             Fate::Passed => Ok(None),
+            Fate::Dynamic(_) if disabled && at == count => Err(cx.error_at(
+                "disabled",
+                format!("Error: the last (terminal) filter ({name}) in the chain cannot be disabled by default."),
+            )),
+            Fate::Dynamic(source) => {
+                let filter = dynamic_filter(&name, *source, FilterPlace::Http, at == count, cx)?;
+                filters.push(HttpFilterConfig::Dynamic { filter, disabled });
+                if disabled {
+                    // what it is when a route enables it, only ECDS knows
+                    disabled_guards.push(name.into());
+                }
+                Ok(None)
+            }
+            Fate::Disabled => {
+                disabled_guards.push(name.into());
+                Ok(None)
+            }
         }
     })?;
     let router = routers.into_iter().flatten().next();
-    if router.is_none() && count > 0 {
+    let ends_dynamically = matches!(filters.last(), Some(HttpFilterConfig::Dynamic { filter, .. }) if filter.last);
+    if router.is_none() && count > 0 && known && !ends_dynamically {
         return Err(cx.error_at(
             "http_filters",
             format!("non-terminal filter named {last} is the last filter in a http filter chain, expected the router"),
         ));
     }
-    Ok(router)
+    Ok(Chain { router, filters, disabled_guards })
+}
+
+/// Refuses routes that enable a filter which is disabled because it does not exist here: requests must not pass it by.
+///
+/// # Errors
+/// The filter's name.
+pub(crate) fn refuse_enabled(guards: &[Box<str>], routes: &RouteConfig) -> std::result::Result<(), ConfigError> {
+    match guards.iter().find(|name| routes.enabled_filters.contains(*name)) {
+        None => Ok(()),
+        Some(name) => Err(ConfigError::new(
+            "typed_per_filter_config",
+            format!(
+                "route configuration '{}' enables HTTP filter {name}, which is disabled in the connection manager and \
+                 does not exist here: requests must not pass it by",
+                routes.name
+            ),
+        )),
+    }
 }
 
 /// A filter of a place that has no router: upgrades, or the side of the endpoints.
@@ -67,7 +124,13 @@ pub(super) fn upstream_filter(message: hcm::HttpFilter, cx: &mut Context) -> Res
             cx.at("typed_config", |cx| any::unpack(config.clone(), cx))?;
         return Ok(());
     }
-    fate(&name, is_optional, disabled, config_type, cx).map(drop)
+    match fate(&name, is_optional, disabled, config_type, cx)? {
+        Fate::Dynamic(_) => {
+            Err(cx
+                .error_at("config_discovery", "is not supported here: filters on the way to endpoints stand in place"))
+        }
+        Fate::Router(_) | Fate::Passed | Fate::Disabled => Ok(()),
+    }
 }
 
 fn fate(
@@ -80,7 +143,7 @@ fn fate(
     use hcm::http_filter::ConfigType;
     let config = match cx.required("typed_config", config_type)? {
         ConfigType::TypedConfig(config) => config,
-        ConfigType::ConfigDiscovery(_) => return Err(any::refused("config_discovery", cx)),
+        ConfigType::ConfigDiscovery(source) => return Ok(Fate::Dynamic(Box::new(source))),
     };
     cx.at("typed_config", |cx| {
         let kind = any::inner_type(&config, cx)?;
@@ -91,8 +154,9 @@ fn fate(
                 let extensions::filters::http::cors::v3::Cors {} = any::unpack(config, cx)?;
             }
             // Only a route could enable it, and such a route is refused.
-            kind if disabled && !is_passed(kind) => {
+            kind if disabled && !kind.is_empty() && !is_passed(kind) => {
                 cx.warn("", format!("filter {name} ({kind}) does not exist here; it is disabled"));
+                return Ok(Fate::Disabled);
             }
             kind => leave_out(name, kind, is_optional, cx)?,
         }
@@ -100,14 +164,32 @@ fn fate(
     })
 }
 
+/// A filter that ECDS delivers, to be judged as one that stands in place.
+pub(super) fn delivered_http_filter(name: &str, config: google::Any, cx: &mut Context) -> Result<DeliveredFilter> {
+    match any::inner_type(&config, cx)?.as_str() {
+        ROUTER => return router(any::unpack(config, cx)?, cx).map(DeliveredFilter::Router),
+        FAULT => fault(any::unpack(config, cx)?),
+        CORS => {
+            let extensions::filters::http::cors::v3::Cors {} = any::unpack(config, cx)?;
+        }
+        kind => leave_out(name, kind, false, cx)?,
+    }
+    Ok(DeliveredFilter::Passed)
+}
+
 /// Whether the table says that requests may pass such a filter by.
 fn is_passed(kind: &str) -> bool {
     table().find(kind).is_some_and(|known| matches!(known.whole, Answer::Warn { .. }))
 }
 
-/// Leaves out a filter that is not built, or refuses it. `is_optional` excuses what Envoy does not have either.
+/// Whether `is_optional` excuses a filter: one that Envoy does not have either. A filter without a type is none of these.
+fn is_excused(kind: &str, is_optional: bool) -> bool {
+    is_optional && !kind.is_empty() && !kind.starts_with(ENVOY) && table().find(kind).is_none()
+}
+
+/// Leaves out a filter that is not built, or refuses it.
 fn leave_out(name: &str, kind: &str, is_optional: bool, cx: &mut Context) -> Result<()> {
-    if is_optional && !kind.starts_with(ENVOY) && table().find(kind).is_none() {
+    if is_excused(kind, is_optional) {
         cx.warn("", format!("optional filter {name} ({kind}) does not exist here; requests pass it by"));
     } else if cx.extension(name, kind)? {
         return Err(cx.error(format!("found {name} ({kind}), expected an HTTP filter")));
@@ -176,8 +258,17 @@ fn one_filter_config(name: &str, config: google::Any, cx: &mut Context) -> Resul
             // Switching off what does not run is no loss; switching on without a configuration is.
             return if disabled { Ok(()) } else { Err(cx.error_at("config", "is missing, expected a typed message")) };
         };
+        if inner.type_url.is_empty() {
+            // Enables the filter of this name as its connection manager has it configured.
+            cx.enabled_filters.insert(name.into());
+            return Ok(());
+        }
         (config, optional) = (inner, is_optional);
         kind = any::inner_type(&config, cx)?;
+    }
+    // To Envoy any configuration enables the filter of this name, whatever its type.
+    if !is_excused(&kind, optional) {
+        cx.enabled_filters.insert(name.into());
     }
     match kind.as_str() {
         FAULT => fault(any::unpack(config, cx)?),

@@ -1,10 +1,11 @@
 //! Options of the HTTP codecs, which connection managers and clusters share.
 
+use super::ProblemKind;
 use super::any;
 use super::context::{Context, Result};
 use super::headers::header_value;
 use super::model::{HeaderCase, HeadersWithUnderscores, Http1Options, Http2Keepalive, Http2Options};
-use super::pb::{core, extensions};
+use super::pb::{core, extensions, google};
 use std::time::Duration;
 
 /// Idle time after which a connection is closed.
@@ -107,11 +108,11 @@ pub(super) fn http2(message: core::Http2ProtocolOptions, cx: &mut Context) -> Re
         initial_connection_window_size,
         allow_connect,
         allow_metadata: _,
-        max_outbound_frames: _,
-        max_outbound_control_frames: _,
-        max_consecutive_inbound_frames_with_empty_payload: _,
-        max_inbound_priority_frames_per_stream: _,
-        max_inbound_window_update_frames_per_data_frame_sent: _,
+        max_outbound_frames,
+        max_outbound_control_frames,
+        max_consecutive_inbound_frames_with_empty_payload,
+        max_inbound_priority_frames_per_stream,
+        max_inbound_window_update_frames_per_data_frame_sent,
         stream_error_on_invalid_http_messaging: _,
         override_stream_error_on_invalid_http_message: _,
         custom_settings_parameters: _,
@@ -121,9 +122,28 @@ pub(super) fn http2(message: core::Http2ProtocolOptions, cx: &mut Context) -> Re
         enable_huffman_encoding: _,
         max_header_field_size_kb: _,
         disallow_obs_text: _,
-        stream_reset_burst: _,
-        stream_reset_rate: _,
+        stream_reset_burst,
+        stream_reset_rate,
     } = message;
+    for (field, value, default) in [
+        ("max_outbound_frames", number(max_outbound_frames), 10_000),
+        ("max_outbound_control_frames", number(max_outbound_control_frames), 1000),
+        (
+            "max_consecutive_inbound_frames_with_empty_payload",
+            number(max_consecutive_inbound_frames_with_empty_payload),
+            1,
+        ),
+        ("max_inbound_priority_frames_per_stream", number(max_inbound_priority_frames_per_stream), 100),
+        (
+            "max_inbound_window_update_frames_per_data_frame_sent",
+            number(max_inbound_window_update_frames_per_data_frame_sent),
+            10,
+        ),
+        ("stream_reset_burst", stream_reset_burst.map(|v| v.value), 1000),
+        ("stream_reset_rate", stream_reset_rate.map(|v| v.value), 33),
+    ] {
+        flood_bound(field, value, default, cx);
+    }
     let defaults = Http2Options::default();
     let max_concurrent_streams = max_concurrent_streams.map_or(defaults.max_concurrent_streams, |v| v.value);
     if !(1..=0x7fff_ffff).contains(&max_concurrent_streams) {
@@ -155,6 +175,24 @@ pub(super) fn http2(message: core::Http2ProtocolOptions, cx: &mut Context) -> Re
     Ok(options)
 }
 
+fn number(value: Option<google::UInt32Value>) -> Option<u64> {
+    value.map(|v| v.value.into())
+}
+
+/// A bound of floods, which no such count enforces here: one below Envoy's default would be trusted to hold.
+fn flood_bound(field: &str, value: Option<u64>, default: u64, cx: &mut Context) {
+    match value {
+        Some(less) if less < default => {
+            let message = format!(
+                "is not supported: found {less}, expected at least Envoy's default, {default}: there is no such count here"
+            );
+            cx.record_all([cx.error_at(field, message).of_kind(ProblemKind::Unsupported)]);
+        }
+        Some(more) if more > default => cx.warn(field, "there is no such count here"),
+        _ => {}
+    }
+}
+
 fn keepalive(message: core::KeepaliveSettings, cx: &mut Context) -> Result<Http2Keepalive> {
     let core::KeepaliveSettings { interval, timeout, interval_jitter: _, connection_idle_interval: _ } = message;
     let timeout = cx.positive("timeout", timeout)?;
@@ -164,7 +202,21 @@ fn keepalive(message: core::KeepaliveSettings, cx: &mut Context) -> Result<Http2
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::pb::google;
+
+    #[test]
+    fn a_bound_of_floods_is_not_promised() {
+        let mut cx = Context::default();
+        let of = |value| core::Http2ProtocolOptions {
+            max_inbound_priority_frames_per_stream: Some(google::UInt32Value { value }),
+            ..Default::default()
+        };
+        for (value, warnings, problem) in [(100, 0, ""), (200, 1, ""), (99, 1, "found 99, expected at least")] {
+            let converted = http2(of(value), &mut cx);
+            let said = cx.finish(converted).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(said.contains(problem) && said.is_empty() == problem.is_empty(), "{said}");
+            assert_eq!(cx.notices.warnings.len(), warnings);
+        }
+    }
 
     #[test]
     fn empty_messages_give_envoys_defaults_without_a_word() {

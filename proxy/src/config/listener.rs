@@ -1,17 +1,21 @@
 //! `envoy.config.listener.v3.Listener` and its listener filters.
 
 use super::access_log::access_logs;
-use super::address::{Place, address, place};
+use super::address::{Place, address, own_socket_options, place, socket_options};
 use super::any;
 use super::context::{Context, Result};
+use super::extension::dynamic_filter;
 use super::filter_chain::filter_chain;
 use super::hash::shell_hash;
 use super::model::{
-    Address, FilterChainConfig, ListenerConfig, ListenerFilterConfig, ListenerFilterPredicate, TrafficDirection,
+    AccessLogConfig, AccessLogFilter, Address, FilterChainConfig, FilterPlace, ListenerConfig, ListenerFilterConfig,
+    ListenerFilterKind, ListenerFilterPredicate, TrafficDirection,
 };
-use super::pb::{core, extensions, google, listener, types};
+use super::pb::{accesslog, core, extensions, google, listener, types};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Envoy's defaults (`Listener` in the API reference).
@@ -19,6 +23,9 @@ const BUFFER_LIMIT: u32 = 1 << 20;
 const LISTENER_FILTERS_TIMEOUT: Duration = Duration::from_secs(15);
 /// The kernel cuts it down to `net.core.somaxconn`.
 const BACKLOG: u32 = i32::MAX as u32;
+
+const ORIGINAL_DST: &str = "envoy.extensions.filters.listener.original_dst.v3.OriginalDst";
+const ALWAYS_RUN: &str = "found filter_disabled on original_dst, expected none: it is always run";
 
 /// `filter_disabled` may nest; deeper than this is refused.
 const MAX_DEPTH: usize = 16;
@@ -39,7 +46,7 @@ pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<
         default_filter_chain,
         per_connection_buffer_limit_bytes,
         per_connection_buffer_high_watermark_timeout: _,
-        metadata,
+        metadata: _,
         deprecated_v1,
         drain_type,
         listener_filters,
@@ -47,7 +54,7 @@ pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<
         continue_on_listener_filters_timeout,
         transparent,
         freebind,
-        socket_options: _,
+        socket_options: options,
         tcp_fast_open_queue_length,
         traffic_direction,
         udp_listener_config: _,
@@ -60,30 +67,45 @@ pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<
         max_connections_to_accept_per_socket_event,
         bind_to_port,
         enable_mptcp: _,
-        ignore_global_conn_limit: _,
+        ignore_global_conn_limit,
         bypass_overload_manager: _,
         tcp_keepalive: _,
         listener_specifier: _,
     } = message;
-    // It does nothing by itself, and what would read it has its own answer.
-    drop(metadata);
-    let (address, ipv4_compat) = bound_address(listener_address, cx)?;
+    socket_options(options, cx)?;
+    let bound = bound_address(listener_address, cx);
+    let (address, ipv4_compat) =
+        cx.part_or(bound, || (Address::Socket((std::net::Ipv4Addr::UNSPECIFIED, 0).into()), false));
     let bind_to_port = match (bind_to_port, deprecated_v1) {
         (Some(set), _) => set.value,
         (None, Some(DeprecatedV1 { bind_to_port: Some(set) })) => set.value,
         (None, _) => true,
     };
-    let filter_chains = cx.each("filter_chains", filter_chains, filter_chain)?;
-    let default_filter_chain =
-        default_filter_chain.map(|chain| cx.at("default_filter_chain", |cx| filter_chain(chain, cx))).transpose()?;
     if filter_chains.is_empty() && default_filter_chain.is_none() {
-        return Err(cx.error_at("filter_chains", "no filter chains specified"));
+        cx.record_all([cx.error_at("filter_chains", "no filter chains specified")]);
     }
-    distinct_matches(&filter_chains, cx)?;
+    let mut at = 0..;
+    let filter_chains = cx.each("filter_chains", filter_chains, |chain, cx| {
+        let at = at.next();
+        Ok((at.unwrap_or(0), filter_chain(chain, cx)?))
+    });
+    let filter_chains = cx.part(filter_chains);
+    distinct_matches(&filter_chains, cx);
+    let filter_chains = filter_chains.into_iter().map(|(_, chain)| chain).collect();
+    let default_filter_chain =
+        default_filter_chain.map(|chain| cx.at("default_filter_chain", |cx| filter_chain(chain, cx))).transpose();
+    let default_filter_chain = cx.part(default_filter_chain);
+    let additional_addresses = cx.each("additional_addresses", additional_addresses, additional_address);
+    let listener_filters = cx.each("listener_filters", listener_filters, listener_filter);
+    let access_log = listener_logs(access_log, cx);
+    let name = if name.is_empty() { address.to_string() } else { name };
     Ok(ListenerConfig {
-        name: if name.is_empty() { address.to_string().into() } else { name.into() },
+        connection_limit: cx.runtime.live_limit(&format!("envoy.resource_limits.listener.{name}.connection_limit")),
+        global_connection_limit: (!ignore_global_conn_limit)
+            .then(|| cx.runtime.live_limit("overload.global_downstream_max_connections")),
+        name: name.into(),
         address,
-        additional_addresses: cx.each("additional_addresses", additional_addresses, additional_address)?,
+        additional_addresses: cx.part(additional_addresses),
         stat_prefix: (!stat_prefix.is_empty()).then(|| stat_prefix.into()),
         traffic_direction: match cx.enumeration("traffic_direction", traffic_direction)? {
             core::TrafficDirection::Unspecified => TrafficDirection::Unspecified,
@@ -99,7 +121,7 @@ pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<
         tcp_backlog: tcp_backlog_size.map_or(BACKLOG, |v| v.value),
         max_accepts_per_event: max_connections_to_accept_per_socket_event.map_or(0, |v| v.value),
         tcp_fast_open_queue_length: tcp_fast_open_queue_length.map(|v| v.value),
-        listener_filters: cx.each("listener_filters", listener_filters, listener_filter)?,
+        listener_filters: cx.part(listener_filters),
         listener_filters_timeout: cx.timeout(
             "listener_filters_timeout",
             listener_filters_timeout,
@@ -109,10 +131,21 @@ pub(super) fn listener(message: listener::Listener, cx: &mut Context) -> Result<
         filter_chains,
         default_filter_chain,
         per_connection_buffer_limit_bytes: per_connection_buffer_limit_bytes.map_or(BUFFER_LIMIT, |v| v.value),
-        access_log: access_logs(access_log, "access_log", cx)?,
+        access_log: cx.part(access_log),
         drain_modify_only: cx.enumeration::<DrainType>("drain_type", drain_type)? == DrainType::ModifyOnly,
         shell_hash,
     })
+}
+
+/// Loggers of connections that no filter chain takes.
+fn listener_logs(messages: Vec<accesslog::AccessLog>, cx: &mut Context) -> Result<Vec<AccessLogConfig>> {
+    let logs = access_logs(messages, "access_log", cx)?;
+    // flags such as NR are those of connections that were not served
+    let wants_served = |log: &AccessLogConfig| !matches!(log.filter, Some(AccessLogFilter::ResponseFlags(_)));
+    if logs.iter().any(wants_served) {
+        cx.warn("access_log", "only connections that no filter chain takes are logged by it");
+    }
+    Ok(logs)
 }
 
 fn flag(value: Option<google::BoolValue>) -> bool {
@@ -138,8 +171,9 @@ fn bound_address(message: Option<core::Address>, cx: &mut Context) -> Result<(Ad
 }
 
 fn additional_address(message: listener::AdditionalAddress, cx: &mut Context) -> Result<Address> {
-    let listener::AdditionalAddress { address: message, socket_options: _, tcp_keepalive: _ } = message;
-    let bound = address(message, "address", cx)?;
+    let listener::AdditionalAddress { address: message, socket_options: options, tcp_keepalive: _ } = message;
+    own_socket_options(options, cx)?;
+    let (bound, _) = bound_address(message, cx)?;
     match bound {
         Address::Socket(_) => Ok(bound),
         other @ Address::Pipe { .. } => {
@@ -149,43 +183,58 @@ fn additional_address(message: listener::AdditionalAddress, cx: &mut Context) ->
 }
 
 /// Two chains with the same rules could never both be chosen.
-fn distinct_matches(chains: &[FilterChainConfig], cx: &Context) -> Result<()> {
-    let mut seen = HashMap::new();
-    for (i, chain) in chains.iter().enumerate() {
-        if let Some(twin) = seen.insert(&chain.matcher, &chain.name) {
-            return Err(cx.error_at(
-                &format!("filter_chains[{i}]"),
-                format!("filter chain '{}' has the same matching rules defined as '{twin}'", chain.name),
-            ));
+fn distinct_matches(chains: &[(usize, FilterChainConfig)], cx: &Context) {
+    let mut seen: HashMap<_, &Arc<str>> = HashMap::new();
+    for (at, chain) in chains {
+        match seen.entry(&chain.matcher) {
+            Entry::Vacant(place) => drop(place.insert(&chain.name)),
+            Entry::Occupied(twin) => {
+                let message =
+                    format!("filter chain '{}' has the same matching rules defined as '{}'", chain.name, twin.get());
+                cx.record_all([cx.error_at(&format!("filter_chains[{at}].filter_chain_match"), message)]);
+            }
         }
     }
-    Ok(())
 }
 
 fn listener_filter(message: listener::ListenerFilter, cx: &mut Context) -> Result<ListenerFilterConfig> {
-    use extensions::filters::listener::{http_inspector, original_dst, tls_inspector};
     use listener::listener_filter::ConfigType;
     let listener::ListenerFilter { name, filter_disabled, config_type } = message;
-    let config = match cx.required("typed_config", config_type)? {
-        ConfigType::TypedConfig(config) => config,
-        ConfigType::ConfigDiscovery(_) => return Err(any::refused("config_discovery", cx)),
-    };
     let disabled = match filter_disabled {
         None => ListenerFilterPredicate::Never,
         Some(message) => cx.at("filter_disabled", |cx| predicate(message, 0, cx))?,
     };
-    let kind = cx.at("typed_config", |cx| any::inner_type(&config, cx))?;
-    cx.at("typed_config", |cx| match kind.as_str() {
-        "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => {
-            let original_dst::v3::OriginalDst {} = any::unpack(config, cx)?;
-            match disabled {
-                ListenerFilterPredicate::Never => Ok(ListenerFilterConfig::OriginalDst),
-                _ => Err(cx.error("found filter_disabled on original_dst, expected none: it is always run")),
+    let config = match cx.required("typed_config", config_type)? {
+        ConfigType::TypedConfig(config) => config,
+        ConfigType::ConfigDiscovery(source) => {
+            let filter = dynamic_filter(&name, source, FilterPlace::Listener, false, cx)?;
+            if filter.types.iter().any(|kind| &**kind == ORIGINAL_DST)
+                && !matches!(disabled, ListenerFilterPredicate::Never)
+            {
+                return Err(cx.error_at("filter_disabled", ALWAYS_RUN));
             }
+            return Ok(ListenerFilterConfig::Dynamic(filter, disabled));
+        }
+    };
+    cx.at("typed_config", |cx| match (listener_filter_kind(&name, config, cx)?, disabled) {
+        (ListenerFilterKind::OriginalDst, ListenerFilterPredicate::Never) => Ok(ListenerFilterConfig::OriginalDst),
+        (ListenerFilterKind::OriginalDst, _) => Err(cx.error(ALWAYS_RUN)),
+        (ListenerFilterKind::HttpInspector, disabled) => Ok(ListenerFilterConfig::HttpInspector(disabled)),
+        (ListenerFilterKind::TlsInspector, disabled) => Ok(ListenerFilterConfig::TlsInspector(disabled)),
+    })
+}
+
+/// Which listener filter it is: none has anything to configure.
+pub(super) fn listener_filter_kind(name: &str, config: google::Any, cx: &mut Context) -> Result<ListenerFilterKind> {
+    use extensions::filters::listener::{http_inspector, original_dst, tls_inspector};
+    match any::inner_type(&config, cx)?.as_str() {
+        ORIGINAL_DST => {
+            let original_dst::v3::OriginalDst {} = any::unpack(config, cx)?;
+            Ok(ListenerFilterKind::OriginalDst)
         }
         "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => {
             let http_inspector::v3::HttpInspector {} = any::unpack(config, cx)?;
-            Ok(ListenerFilterConfig::HttpInspector(disabled))
+            Ok(ListenerFilterKind::HttpInspector)
         }
         "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => {
             let tls_inspector::v3::TlsInspector {
@@ -195,15 +244,15 @@ fn listener_filter(message: listener::ListenerFilter, cx: &mut Context) -> Resul
                 close_connection_on_client_hello_parsing_errors: _,
                 max_client_hello_size: _,
             } = any::unpack(config, cx)?;
-            Ok(ListenerFilterConfig::TlsInspector(disabled))
+            Ok(ListenerFilterKind::TlsInspector)
         }
         kind => {
-            cx.extension(&name, kind)?;
+            cx.extension(name, kind)?;
             Err(cx.error(format!(
                 "found {name} ({kind}), expected a listener filter: original_dst, tls_inspector or http_inspector"
             )))
         }
-    })
+    }
 }
 
 fn predicate(

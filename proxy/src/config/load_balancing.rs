@@ -7,6 +7,9 @@ use super::model::LbPolicy;
 use super::pb::{cluster, core, extensions, google};
 use extensions::load_balancing_policies as policies;
 
+/// Where Envoy's policies live.
+const POLICIES: &str = "envoy.extensions.load_balancing_policies.";
+
 /// Envoy's defaults of least request.
 const CHOICE_COUNT: u32 = 2;
 const ACTIVE_REQUEST_BIAS: f64 = 1.0;
@@ -69,7 +72,8 @@ pub(super) fn by_list(message: cluster::LoadBalancingPolicy, cx: &mut Context) -
         }
     }
     // Envoy takes such a list; a cluster that spreads its load otherwise serves better than one that is refused.
-    if let Some(first) = unknown.iter().find(|kind| table().find(kind).is_some()) {
+    let is_policy = |kind: &&String| kind.starts_with(POLICIES) && table().find(kind).is_some();
+    if let Some(first) = unknown.iter().find(is_policy) {
         let sticks = ["ring_hash.v3", "maglev.v3"].iter().any(|policy| first.contains(policy));
         let (policy, how) = if sticks { (LbPolicy::Random, "at random") } else { (LbPolicy::RoundRobin, "in turn") };
         cx.warn("policies", format!("none of them exists here: endpoints are picked {how}"));
@@ -77,7 +81,10 @@ pub(super) fn by_list(message: cluster::LoadBalancingPolicy, cx: &mut Context) -
     }
     Err(cx.error_at(
         "policies",
-        format!("found only {unknown:?}, expected round_robin, least_request, random or cluster_provided among them"),
+        format!(
+            "didn't find a registered load balancer factory implementation with names from {unknown:?}, expected \
+             round_robin, least_request, random or cluster_provided among them"
+        ),
     ))
 }
 
@@ -112,6 +119,7 @@ fn typed_policy(name: &str, kind: &str, config: google::Any, cx: &mut Context) -
             cx.warn("", format!("{name} ({kind}) does not exist here: the next policy of the list is used"));
             return Ok(None);
         }
+        _ if !kind.starts_with(POLICIES) => return Ok(None),
         _ => {
             cx.extension(name, kind)?;
             return Ok(None);
@@ -125,9 +133,8 @@ fn least_request(
     cx: &Context,
 ) -> Result<LbPolicy> {
     let choice_count = choice_count.map_or(CHOICE_COUNT, |v| v.value);
-    if choice_count < 2 {
-        return Err(cx.error_at("choice_count", format!("found {choice_count}, expected at least 2")));
-    }
+    // `lb_policy` has a rule against it, the policy as an extension is not held to one: then as in Envoy one is two.
+    let choice_count = choice_count.max(2);
     let active_request_bias = match active_request_bias {
         None => ACTIVE_REQUEST_BIAS,
         Some(core::RuntimeDouble { default_value, runtime_key }) => cx.runtime_number(&runtime_key, default_value),

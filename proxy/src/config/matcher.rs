@@ -1,9 +1,9 @@
 //! Matchers, regular expressions and fractions that several resources share.
 
-use super::any;
 use super::context::{Context, Result};
 use super::model::StringMatch;
 use super::pb::{core, matcher, types};
+use super::{any, re2};
 use crate::runtime::{Fraction, LiveFraction};
 use regex::bytes::{Regex, RegexBuilder};
 use std::sync::Arc;
@@ -24,8 +24,12 @@ pub(super) fn string_match(message: matcher::StringMatcher, cx: &mut Context) ->
         Pattern::Contains(value) => {
             StringMatch::Contains { value: cx.non_empty("contains", value)?.into(), ignore_case }
         }
-        // Envoy's `ignore_case` has no effect on regular expressions either.
-        Pattern::SafeRegex(regex) => StringMatch::Regex(full_match(regex, "safe_regex", cx)?),
+        Pattern::SafeRegex(regex) => {
+            if ignore_case {
+                cx.record_all([cx.error_at("ignore_case", "ignore_case has no effect for safe_regex.")]);
+            }
+            StringMatch::Regex(full_match(regex, "safe_regex", cx)?)
+        }
         Pattern::Custom(_) => return Err(any::refused("custom", cx)),
     })
 }
@@ -69,9 +73,20 @@ fn compile(message: matcher::RegexMatcher, field: &str, anchored: bool, cx: &mut
         .map_err(|why| cx.error_at(field, format!("found {regex:?}, which is no pattern of RE2: {why}")))
 }
 
+/// Whether a pattern is one of RE2, Envoy's engine.
+///
+/// # Errors
+/// Why not.
+pub fn check_regex(pattern: &str) -> std::result::Result<(), String> {
+    compile_pattern(pattern, true).map(drop)
+}
+
 /// RE2 works on bytes (Latin-1) in Envoy, so Unicode is off.
-fn compile_pattern(re2: &str, anchored: bool) -> std::result::Result<Regex, String> {
-    let body = from_re2(re2);
+fn compile_pattern(pattern: &str, anchored: bool) -> std::result::Result<Regex, String> {
+    if let Some(why) = re2::refusal(pattern) {
+        return Err(why);
+    }
+    let body = from_re2(pattern);
     let pattern = if anchored { format!("^(?:{body})$") } else { body };
     RegexBuilder::new(&pattern)
         .unicode(false)
@@ -277,7 +292,9 @@ mod tests {
             "safe_regex: found \"(\", which is no pattern of RE2: unclosed group"
         );
         assert!(full_match(regex("a(?=b)"), "r", &mut cx).is_err(), "look-ahead");
-        assert!(full_match(regex("(a{1000}){1000}"), "r", &mut cx).unwrap_err().message.contains("more than"));
+        assert!(full_match(regex("(a{1000}){1000}"), "r", &mut cx).unwrap_err().message.contains("repetition size"));
+        let large = r"(\w{100}|\d{100}|\s{100})".repeat(1000);
+        assert!(full_match(regex(&large), "r", &mut cx).unwrap_err().message.contains("more than"));
     }
 
     #[test]

@@ -20,16 +20,19 @@ mod checked;
 mod cluster;
 mod dns;
 mod endpoint;
+mod extension;
 mod filter_chain;
 mod hash;
 mod hcm;
 mod headers;
+mod health;
 mod http_filters;
 mod http_options;
 mod listener;
 mod load_balancing;
 mod matcher;
 mod pb;
+mod re2;
 mod retry;
 mod route;
 mod route_action;
@@ -43,9 +46,12 @@ mod upstream_http;
 #[cfg(test)]
 mod tests;
 
+pub use bootstrap::{UNREAD as UNREAD_KEY, unread as unread_runtime_keys};
 pub use checked::{StaticResources, resources_of};
-pub use context::Context;
-pub use error::{ConfigError, Notices, ProblemKind, both, each_of};
+pub use context::{Context, Servers};
+pub use error::{ConfigError, Notices, ProblemKind, Warning, both, each_of};
+pub(crate) use http_filters::refuse_enabled;
+pub use matcher::check_regex;
 pub use static_resources::static_resources;
 
 /// Converts a matcher of strings that stands in no resource.
@@ -56,7 +62,7 @@ pub fn string_match(message: pb::matcher::StringMatcher) -> context::Result<mode
     matcher::string_match(message, &mut Context::default())
 }
 
-use model::{ClusterConfig, ListenerConfig, LoadAssignment, RouteConfig, SecretConfig};
+use model::{ClusterConfig, ExtensionConfig, ListenerConfig, LoadAssignment, RouteConfig, SecretConfig};
 use prost::Name;
 use std::sync::Arc;
 use xds_protos::Descriptors;
@@ -66,6 +72,7 @@ pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 pub const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 pub const ROUTE: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
 pub const ASSIGNMENT: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+pub const EXTENSION: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
 pub const RUNTIME: &str = "type.googleapis.com/envoy.service.runtime.v3.Runtime";
 pub const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 
@@ -77,6 +84,7 @@ pub enum Resource {
     Route(Arc<RouteConfig>),
     Assignment(Arc<LoadAssignment>),
     Secret(Arc<SecretConfig>),
+    Extension(Arc<ExtensionConfig>),
     /// The values of an RTDS layer.
     Runtime {
         name: Arc<str>,
@@ -93,6 +101,7 @@ impl Resource {
             Resource::Route(route) => &route.name,
             Resource::Assignment(assignment) => &assignment.cluster_name,
             Resource::Secret(secret) => &secret.name,
+            Resource::Extension(extension) => &extension.name,
             Resource::Runtime { name, .. } => name,
         }
     }
@@ -116,15 +125,20 @@ pub fn decode(type_url: &str, bytes: &[u8], cx: &mut Context) -> Result<Resource
         ROUTE => route(any::decode(bytes, cx)?, cx).map(|r| Resource::Route(Arc::new(r))),
         ASSIGNMENT => assignment(any::decode(bytes, cx)?, cx).map(|a| Resource::Assignment(Arc::new(a))),
         SECRET => secret(any::decode(bytes, cx)?, cx).map(|s| Resource::Secret(Arc::new(s))),
-        RUNTIME => bootstrap::runtime_layer(any::decode(bytes, cx)?, cx),
+        EXTENSION => extension(any::decode(bytes, cx)?, cx).map(|e| Resource::Extension(Arc::new(e))),
+        RUNTIME => {
+            let converted = bootstrap::runtime_layer(any::decode(bytes, cx)?, cx);
+            cx.finish(converted)
+        }
         other => Err(cx.error(format!(
-            "found a resource of type {:?}, expected {}, {}, {}, {}, {} or {}",
+            "found a resource of type {:?}, expected {}, {}, {}, {}, {}, {} or {}",
             any::type_name(other),
             pb::cluster::Cluster::full_name(),
             pb::listener::Listener::full_name(),
             pb::route::RouteConfiguration::full_name(),
             pb::endpoint::ClusterLoadAssignment::full_name(),
             pb::tls::Secret::full_name(),
+            pb::core::TypedExtensionConfig::full_name(),
             pb::runtime::Runtime::full_name(),
         ))),
     }
@@ -179,10 +193,19 @@ fn examine(full_name: &str, bytes: &[u8], cx: &mut Context) -> Result<(), Config
         ConfigError::new(path, message).of_kind(ProblemKind::Rule)
     }));
     let found = answers::walk(full_name, bytes);
-    for (path, meaning) in found.warned {
-        cx.warn(&path, meaning);
+    for warned in found.warned {
+        cx.warn_of_all(&warned.path, warned.meaning, warned.count);
     }
-    cx.notices.unknown.extend(found.unknown);
+    match cx.refuse_unknown {
+        Some(flag) => cx.record_all(found.unknown.iter().map(|unknown| {
+            let message = format!("{}; {flag}", unknown.refusal());
+            ConfigError::new(unknown.path.clone(), message).of_kind(ProblemKind::Syntax)
+        })),
+        None => {
+            cx.notices.unknown.extend(found.unknown);
+            cx.notices.more_unknown += found.more_unknown;
+        }
+    }
     cx.notices.deprecated.extend(found.deprecated);
     cx.record_all(found.rejected.into_iter().map(|(path, reason)| {
         ConfigError::new(path, format!("is not supported: {reason}")).of_kind(ProblemKind::Unsupported)
@@ -192,13 +215,14 @@ fn examine(full_name: &str, bytes: &[u8], cx: &mut Context) -> Result<(), Config
 
 /// Refuses deprecated fields that Envoy refuses unless runtime values allow them. Called once those are known.
 fn refuse_deprecated(cx: &mut Context) {
+    let none = cx.runtime_flag("envoy.features.fail_on_any_deprecated_feature", false);
     let all = cx.runtime_flag("envoy.features.enable_all_deprecated_features", false);
     let allowed = |name: &str| all || cx.runtime_flag(&format!("envoy.deprecated_features:{name}"), false);
     let refused: Vec<ConfigError> = cx
         .notices
         .deprecated
         .iter()
-        .filter(|field| field.disallowed && !allowed(&field.full_name))
+        .filter(|field| (field.disallowed || none) && !allowed(&field.full_name))
         .map(|field| ConfigError::new(field.path.clone(), field.to_string()).of_kind(ProblemKind::Rule))
         .collect();
     cx.record_all(refused);
@@ -249,5 +273,14 @@ pub fn assignment(
 /// Every problem that was found.
 pub fn secret(message: pb::tls::Secret, cx: &mut Context) -> Result<SecretConfig, ConfigError> {
     let converted = secret::secret(message, cx);
+    cx.finish(converted)
+}
+
+/// Converts the configuration of a filter that comes by ECDS.
+///
+/// # Errors
+/// Every problem that was found.
+pub fn extension(message: pb::core::TypedExtensionConfig, cx: &mut Context) -> Result<ExtensionConfig, ConfigError> {
+    let converted = extension::extension(message, cx);
     cx.finish(converted)
 }

@@ -6,6 +6,7 @@ use super::model::{RetryOn, RetryPolicy};
 use super::pb::{extensions, route};
 use std::sync::Arc;
 use std::time::Duration;
+use xds_protos::nearest;
 
 /// Envoy's base of the exponential back-off, and how often it may grow.
 const BASE_INTERVAL: Duration = Duration::from_millis(25);
@@ -53,12 +54,8 @@ fn host_predicate(message: route::retry_policy::RetryHostPredicate, cx: &mut Con
     use route::retry_policy::{RetryHostPredicate, retry_host_predicate::ConfigType};
     let RetryHostPredicate { name, config_type } = message;
     let Some(ConfigType::TypedConfig(config)) = config_type else {
-        // Older configurations give only the name.
-        let exists = name == "envoy.retry_host_predicates.previous_hosts";
-        if !exists {
-            cx.warn("", format!("{name} does not exist here: retries may use any endpoint"));
-        }
-        return Ok(exists);
+        // A name alone has chosen nothing since Envoy 1.22.
+        return Err(cx.error(format!("Didn't find a registered implementation for '{name}' with type URL: ''")));
     };
     cx.at("typed_config", |cx| {
         let exists = cx.extension(&name, &any::inner_type(&config, cx)?)?;
@@ -80,6 +77,26 @@ fn back_off(message: route::retry_policy::RetryBackOff, cx: &Context) -> Result<
     }
     Ok((base, max))
 }
+
+/// What `retry_on` may hold.
+const CONDITIONS: [&str; 16] = [
+    "5xx",
+    "gateway-error",
+    "reset",
+    "reset-before-request",
+    "connect-failure",
+    "retriable-4xx",
+    "refused-stream",
+    "retriable-status-codes",
+    "envoy-ratelimited",
+    "cancelled",
+    "deadline-exceeded",
+    "internal",
+    "resource-exhausted",
+    "unavailable",
+    "retriable-headers",
+    "http3-post-connect-failure",
+];
 
 /// The conditions of `retry_on`; Envoy ignores names that it does not know, we say which.
 fn conditions(retry_on: &str, cx: &mut Context) -> RetryOn {
@@ -103,7 +120,10 @@ fn conditions(retry_on: &str, cx: &mut Context) -> RetryOn {
             "retriable-headers" | "http3-post-connect-failure" => {
                 cx.warn("retry_on", format!("{token} does not cause a retry"));
             }
-            unknown => cx.warn("retry_on", format!("{unknown} is no known condition")),
+            unknown => {
+                let near = cx.meant(|| nearest(unknown, CONDITIONS.into_iter()));
+                cx.warn("retry_on", format!("{unknown} is no known condition{near}"));
+            }
         }
     }
     on
@@ -134,10 +154,17 @@ mod tests {
     #[test]
     fn unknown_conditions_are_named() {
         let mut cx = Context::default();
-        let message = route::RetryPolicy { retry_on: "foo,5xx".into(), ..Default::default() };
+        let message = route::RetryPolicy { retry_on: "foo,5xx,conect-failure".into(), ..Default::default() };
         let policy = retry_policy(message, &mut cx).unwrap();
         assert!(policy.on.server_error);
         assert_eq!((policy.num_retries, policy.host_selection_max_attempts), (1, 1));
-        assert_eq!(cx.notices.warnings, [("retry_on".to_owned(), "foo is no known condition".to_owned())]);
+        let said: Vec<String> = cx.notices.warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            said,
+            [
+                "retry_on: foo is no known condition",
+                "retry_on: conect-failure is no known condition (did you mean \"connect-failure\"?)"
+            ]
+        );
     }
 }

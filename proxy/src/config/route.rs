@@ -3,7 +3,7 @@
 use super::context::{Context, Result};
 use super::headers::{header_name, header_ops};
 use super::http_filters::per_filter_config;
-use super::model::{RequireTls, Route, RouteConfig, VirtualHost};
+use super::model::{PathMatch, RequireTls, Route, RouteConfig, RouteMatch, VirtualHost};
 use super::pb::route;
 use super::retry::retry_policy;
 use super::route_action::{self, Limits};
@@ -37,54 +37,51 @@ pub(super) fn route_configuration(
         vhost_header: _,
         ignore_path_parameters_in_path_matching,
         typed_per_filter_config,
-        metadata,
+        metadata: _,
         route_specifiers: _,
     } = message;
-    // It does nothing by itself, and what would read it has its own answer.
-    drop(metadata);
-    per_filter_config(typed_per_filter_config, cx)?;
+    cx.enabled_filters.clear();
+    let per_filter = per_filter_config(typed_per_filter_config, cx);
+    cx.part(per_filter);
     let limits =
         Limits { direct_response_bytes: max_direct_response_body_size_bytes.map_or(MAX_DIRECT_RESPONSE, |v| v.value) };
-    let virtual_hosts = cx.each("virtual_hosts", virtual_hosts, |host, cx| virtual_host(host, &limits, cx))?;
-    distinct(&virtual_hosts, &name, cx)?;
+    distinct(&virtual_hosts, &name, cx);
+    let virtual_hosts = cx.each("virtual_hosts", virtual_hosts, |host, cx| virtual_host(host, &limits, cx));
+    let request_headers = header_ops(request_headers_to_add, request_headers_to_remove, "request", cx);
+    let response_headers = header_ops(response_headers_to_add, response_headers_to_remove, "response", cx);
+    let internal_only = cx.each("internal_only_headers", internal_only_headers, |name, cx| header_name(&name, "", cx));
     Ok(RouteConfig {
         name: name.into(),
-        virtual_hosts,
-        request_headers: header_ops(request_headers_to_add, request_headers_to_remove, "request", cx)?,
-        response_headers: header_ops(response_headers_to_add, response_headers_to_remove, "response", cx)?,
-        internal_only_headers: cx
-            .each("internal_only_headers", internal_only_headers, |name, cx| header_name(&name, "", cx))?,
+        virtual_hosts: cx.part(virtual_hosts),
+        request_headers: cx.part(request_headers),
+        response_headers: cx.part(response_headers),
+        internal_only_headers: cx.part(internal_only),
         ignore_port_in_host_matching,
         ignore_path_parameters_in_path_matching,
         most_specific_header_mutations_wins,
         validate_clusters: validate_clusters.map_or(inline, |v| v.value),
+        enabled_filters: std::mem::take(&mut cx.enabled_filters),
     })
 }
 
-/// Names of virtual hosts and all their domains are unique.
-fn distinct(hosts: &[VirtualHost], route: &str, cx: &Context) -> Result<()> {
-    let mut names = HashSet::new();
+/// All domains of a route configuration are unique, whatever their case. Virtual hosts may share a name.
+fn distinct(hosts: &[route::VirtualHost], route: &str, cx: &Context) {
     let mut domains = HashSet::new();
-    for host in hosts {
-        if !names.insert(&host.name) {
-            return Err(cx.error_at(
-                "virtual_hosts",
-                format!("Only unique names for virtual hosts are permitted. Duplicate entry of {}", host.name),
-            ));
-        }
-        for domain in &host.domains {
-            if !domains.insert(domain) {
-                let message = match &**domain {
+    for (i, host) in hosts.iter().enumerate() {
+        for (j, domain) in host.domains.iter().enumerate() {
+            let domain = domain.to_ascii_lowercase();
+            if domains.contains(&domain) {
+                let message = match domain.as_str() {
                     "*" => format!("Only a single wildcard domain is permitted in route {route}"),
                     other => format!(
                         "Only unique values for domains are permitted. Duplicate entry of domain {other} in route {route}"
                     ),
                 };
-                return Err(cx.error_at("virtual_hosts", message));
+                cx.record_all([cx.error_at(&format!("virtual_hosts[{i}].domains[{j}]"), message)]);
             }
+            domains.insert(domain);
         }
     }
-    Ok(())
 }
 
 fn virtual_host(message: route::VirtualHost, limits: &Limits, cx: &mut Context) -> Result<VirtualHost> {
@@ -112,21 +109,24 @@ fn virtual_host(message: route::VirtualHost, limits: &Limits, cx: &mut Context) 
         per_request_buffer_limit_bytes: _,
         request_body_buffer_limit: _,
         request_mirror_policies: _,
-        metadata,
+        metadata: _,
         route_specifiers: _,
     } = message;
-    // It does nothing by itself, and what would read it has its own answer.
-    drop(metadata);
-    per_filter_config(typed_per_filter_config, cx)?;
+    let per_filter = per_filter_config(typed_per_filter_config, cx);
+    cx.part(per_filter);
     if domains.is_empty() {
-        return Err(cx.error_at("domains", "found none, expected at least one"));
+        cx.record_all([cx.error_at("domains", "found none, expected at least one")]);
     }
+    let routes = cx.each("routes", routes, |route, cx| one_route(route, limits, cx));
+    let request_headers = header_ops(request_headers_to_add, request_headers_to_remove, "request", cx);
+    let response_headers = header_ops(response_headers_to_add, response_headers_to_remove, "response", cx);
+    let retry = retry.map(|message| cx.at("retry_policy", |cx| retry_policy(message, cx))).transpose();
     Ok(VirtualHost {
         name: cx.non_empty("name", name)?.into(),
         domains: domains.into_iter().map(|domain| domain.to_ascii_lowercase().into()).collect(),
-        routes: cx.each("routes", routes, |route, cx| one_route(route, limits, cx))?,
-        request_headers: header_ops(request_headers_to_add, request_headers_to_remove, "request", cx)?,
-        response_headers: header_ops(response_headers_to_add, response_headers_to_remove, "response", cx)?,
+        routes: cx.part(routes),
+        request_headers: cx.part(request_headers),
+        response_headers: cx.part(response_headers),
         require_tls: match cx.enumeration("require_tls", require_tls)? {
             TlsRequirementType::None => RequireTls::None,
             TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
@@ -134,7 +134,7 @@ fn virtual_host(message: route::VirtualHost, limits: &Limits, cx: &mut Context) 
         },
         include_request_attempt_count,
         include_attempt_count_in_response,
-        retry_policy: retry.map(|message| cx.at("retry_policy", |cx| retry_policy(message, cx))).transpose()?,
+        retry_policy: cx.part(retry),
     })
 }
 
@@ -142,7 +142,7 @@ fn one_route(message: route::Route, limits: &Limits, cx: &mut Context) -> Result
     let route::Route {
         name,
         r#match,
-        metadata,
+        metadata: _,
         decorator: _,
         typed_per_filter_config,
         request_headers_to_add,
@@ -156,18 +156,26 @@ fn one_route(message: route::Route, limits: &Limits, cx: &mut Context) -> Result
         route_specifiers: _,
         action,
     } = message;
-    // It does nothing by itself, and what would read it has its own answer.
-    drop(metadata);
-    per_filter_config(typed_per_filter_config, cx)?;
-    let matcher = cx.required("match", r#match)?;
-    let matcher = cx.at("match", |cx| route_match(matcher, cx))?;
-    let action = route_action::action(cx.required("action", action)?, &matcher, limits, cx)?;
+    let per_filter = per_filter_config(typed_per_filter_config, cx);
+    cx.part(per_filter);
+    let request_headers = header_ops(request_headers_to_add, request_headers_to_remove, "request", cx);
+    let response_headers = header_ops(response_headers_to_add, response_headers_to_remove, "response", cx);
+    let (request_headers, response_headers) = (cx.part(request_headers), cx.part(response_headers));
+    let matcher = cx.required("match", r#match).and_then(|matcher| cx.at("match", |cx| route_match(matcher, cx)));
+    let matcher = cx.part_or(matcher, || RouteMatch {
+        path: PathMatch::Connect,
+        headers: Vec::new(),
+        query: Vec::new(),
+        fraction: None,
+        grpc: false,
+    });
+    let action = route_action::action(cx.required("action", action)?, limits, cx)?;
     Ok(Route {
         name: name.into(),
         matcher,
         action,
-        request_headers: header_ops(request_headers_to_add, request_headers_to_remove, "request", cx)?,
-        response_headers: header_ops(response_headers_to_add, response_headers_to_remove, "response", cx)?,
+        request_headers,
+        response_headers,
         stat_prefix: (!stat_prefix.is_empty()).then(|| stat_prefix.into()),
     })
 }

@@ -7,8 +7,8 @@ use super::headers::{header_name, header_ops, header_value};
 use super::http_filters::per_filter_config;
 use super::matcher::substitution;
 use super::model::{
-    ClusterChoice, DirectResponse, Forward, HashPolicy, HostRewrite, PathMatch, PathRewrite, Redirect, RedirectPath,
-    RouteAction, RouteMatch, WeightedCluster,
+    ClusterChoice, DirectResponse, Forward, HashPolicy, HostRewrite, PathRewrite, Redirect, RedirectPath, RouteAction,
+    WeightedCluster,
 };
 use super::pb::{google, route};
 use super::retry::retry_policy;
@@ -27,19 +27,14 @@ pub(super) struct Limits {
     pub direct_response_bytes: u32,
 }
 
-pub(super) fn action(
-    message: route::route::Action,
-    matcher: &RouteMatch,
-    limits: &Limits,
-    cx: &mut Context,
-) -> Result<RouteAction> {
+pub(super) fn action(message: route::route::Action, limits: &Limits, cx: &mut Context) -> Result<RouteAction> {
     use route::route::Action;
     match message {
         Action::Route(message) => {
-            let forward = cx.at("route", |cx| forward(message, matcher, cx))?;
+            let forward = cx.at("route", |cx| forward(message, cx))?;
             Ok(RouteAction::Forward(Box::new(forward)))
         }
-        Action::Redirect(message) => cx.at("redirect", |cx| redirect(message, matcher, cx)).map(RouteAction::Redirect),
+        Action::Redirect(message) => cx.at("redirect", |cx| redirect(message, cx)).map(RouteAction::Redirect),
         Action::DirectResponse(message) => {
             cx.at("direct_response", |cx| direct_response(message, limits, cx)).map(RouteAction::Direct)
         }
@@ -48,7 +43,7 @@ pub(super) fn action(
     }
 }
 
-fn forward(message: route::RouteAction, matcher: &RouteMatch, cx: &mut Context) -> Result<Forward> {
+fn forward(message: route::RouteAction, cx: &mut Context) -> Result<Forward> {
     use route::route_action::ClusterNotFoundResponseCode as NotFound;
     let route::RouteAction {
         cluster_not_found_response_code,
@@ -84,6 +79,21 @@ fn forward(message: route::RouteAction, matcher: &RouteMatch, cx: &mut Context) 
     let durations = cx.at("max_stream_duration", |cx| {
         stream_durations(max_stream_duration.unwrap_or_default(), max_grpc_timeout, cx)
     })?;
+    let path_rewrite = path_rewrite_of(prefix_rewrite, regex_rewrite, cx);
+    let path_rewrite = cx.part_or(path_rewrite, || PathRewrite::None);
+    let host_rewrite = host_rewrite(host_rewrite_specifier, cx);
+    let host_rewrite = cx.part_or(host_rewrite, || HostRewrite::None);
+    let retry = retry.map(|message| cx.at("retry_policy", |cx| retry_policy(message, cx))).transpose();
+    let retry = cx.part(retry);
+    let upgrades = cx.each("upgrade_configs", upgrade_configs, upgrade);
+    let upgrades = cx.part(upgrades);
+    for (i, (upgrade, _)) in upgrades.iter().enumerate() {
+        if upgrades.iter().take(i).any(|(other, _)| other == upgrade) {
+            cx.record_all([cx.error_at("upgrade_configs", format!("Duplicate upgrade {upgrade}"))]);
+        }
+    }
+    let hashes = cx.each("hash_policy", hashes, hash_policy);
+    let hashes = cx.part(hashes);
     Ok(Forward {
         cluster: cluster_choice(cx.required("cluster", cluster_specifier)?, cx)?,
         cluster_not_found: match cx.enumeration("cluster_not_found_response_code", cluster_not_found_response_code)? {
@@ -95,13 +105,13 @@ fn forward(message: route::RouteAction, matcher: &RouteMatch, cx: &mut Context) 
         idle_timeout: override_of("idle_timeout", idle_timeout, cx)?,
         max_stream_duration: durations.max_stream_duration,
         grpc_timeout_max: durations.grpc_timeout_max,
-        retry_policy: retry.map(|message| cx.at("retry_policy", |cx| retry_policy(message, cx))).transpose()?,
-        path_rewrite: path_rewrite_of(prefix_rewrite, regex_rewrite, matcher, cx)?,
-        host_rewrite: host_rewrite(host_rewrite_specifier, cx)?,
+        retry_policy: retry,
+        path_rewrite,
+        host_rewrite,
         append_x_forwarded_host,
         priority: priority_of(priority, cx)?,
-        upgrades: cx.each("upgrade_configs", upgrade_configs, upgrade)?,
-        hash_policy: cx.each("hash_policy", hashes, hash_policy)?.into_iter().flatten().collect(),
+        upgrades,
+        hash_policy: hashes.into_iter().flatten().collect(),
     })
 }
 
@@ -208,16 +218,12 @@ fn weighted_cluster(
 fn path_rewrite_of(
     prefix: String,
     regex: Option<super::pb::matcher::RegexMatchAndSubstitute>,
-    matcher: &RouteMatch,
     cx: &mut Context,
 ) -> Result<PathRewrite> {
     match (prefix.is_empty(), regex) {
         (true, None) => Ok(PathRewrite::None),
         (false, Some(_)) => Err(cx.error("Specify only one of prefix_rewrite, regex_rewrite or path_rewrite_policy")),
-        (false, None) if matches!(matcher.path, PathMatch::Regex(_)) => {
-            cx.warn("prefix_rewrite", "a route that matches by regular expression has no prefix to replace");
-            Ok(PathRewrite::None)
-        }
+        // a route that matches by regular expression matches the whole path, all of which is replaced, as in Envoy
         (false, None) => Ok(PathRewrite::Prefix(prefix.into())),
         (true, Some(message)) => {
             let (pattern, substitution) = substitution(message, "regex_rewrite", cx)?;
@@ -236,6 +242,12 @@ fn host_rewrite(message: Option<route::route_action::HostRewriteSpecifier>, cx: 
             } else {
                 HostRewrite::None
             }
+        }
+        // Unlike the literal it is a format.
+        Some(Kind::HostRewrite(host)) if host.contains('%') => {
+            return Err(
+                cx.error_at("host_rewrite", format!("found {host:?}: command operators are not supported here"))
+            );
         }
         Some(Kind::HostRewriteLiteral(host) | Kind::HostRewrite(host)) if host.is_empty() => HostRewrite::None,
         Some(Kind::HostRewriteLiteral(host) | Kind::HostRewrite(host)) => {
@@ -276,7 +288,7 @@ fn hash_policy(message: route::route_action::HashPolicy, cx: &mut Context) -> Re
     }
 }
 
-fn redirect(message: route::RedirectAction, matcher: &RouteMatch, cx: &mut Context) -> Result<Redirect> {
+fn redirect(message: route::RedirectAction, cx: &mut Context) -> Result<Redirect> {
     use route::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
     let route::RedirectAction {
         host_redirect,
@@ -295,12 +307,7 @@ fn redirect(message: route::RedirectAction, matcher: &RouteMatch, cx: &mut Conte
         None => RedirectPath::Keep,
         Some(PathRewriteSpecifier::PathRedirect(path)) if path.is_empty() => RedirectPath::Keep,
         Some(PathRewriteSpecifier::PathRedirect(path)) => RedirectPath::Path(path.into()),
-        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
-            if matches!(matcher.path, PathMatch::Regex(_)) {
-                cx.warn("prefix_rewrite", "a route that matches by regular expression has no prefix to replace");
-            }
-            RedirectPath::Prefix(prefix.into())
-        }
+        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => RedirectPath::Prefix(prefix.into()),
         Some(PathRewriteSpecifier::RegexRewrite(message)) => {
             let (pattern, substitution) = substitution(message, "regex_rewrite", cx)?;
             RedirectPath::Regex { pattern, substitution }

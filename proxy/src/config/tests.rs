@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use xds_protos::{Descriptors, Format, ParseOptions};
 
+mod filters;
+
 const SIDECAR: &str = include_str!("testdata/istio-bootstrap-sidecar.json");
 const GATEWAY: &str = include_str!("testdata/istio-bootstrap-gateway.json");
 const CLUSTERS: &str = include_str!("testdata/istio-clusters.json");
@@ -36,20 +38,25 @@ fn listener_of(text: &str) -> (Result<ListenerConfig, ConfigError>, Vec<(String,
     let mut cx = Context::default();
     let converted =
         examined(read::<pb::listener::Listener>(text), &mut cx).and_then(|message| listener(message, &mut cx));
-    (converted, cx.notices.warnings)
+    (converted, said(cx))
 }
 
 fn cluster_of(text: &str) -> (Result<ClusterConfig, ConfigError>, Vec<(String, String)>) {
     let mut cx = Context::default();
     let converted = examined(read::<pb::cluster::Cluster>(text), &mut cx).and_then(|message| cluster(message, &mut cx));
-    (converted, cx.notices.warnings)
+    (converted, said(cx))
 }
 
 fn route_of(text: &str) -> (Result<RouteConfig, ConfigError>, Vec<(String, String)>) {
     let mut cx = Context::default();
     let converted =
         examined(read::<pb::route::RouteConfiguration>(text), &mut cx).and_then(|message| route(message, &mut cx));
-    (converted, cx.notices.warnings)
+    (converted, said(cx))
+}
+
+/// The warnings: path and meaning.
+fn said(cx: Context) -> Vec<(String, String)> {
+    cx.notices.warnings.into_iter().map(|warning| (warning.path, warning.meaning)).collect()
 }
 
 fn meanings(warnings: &[(String, String)]) -> BTreeSet<&str> {
@@ -87,11 +94,12 @@ fn istios_bootstraps_convert() {
         assert_eq!(converted.node.message.user_agent_name, "outrigger");
         assert!(converted.node.message.metadata.is_some());
         assert_eq!(
-            meanings(&cx.notices.warnings).into_iter().filter(|m| !m.starts_with("envoy.filters.")).collect::<Vec<_>>(),
+            meanings(&said(cx)).into_iter().filter(|m| !m.starts_with("envoy.filters.")).collect::<Vec<_>>(),
             [
+                "it switches code of Envoy's that does not exist here",
                 "no profiles are written",
+                "patterns have a built-in bound",
                 "there are no bootstrap extensions",
-                "there is no global connection limit",
                 "there is no overload manager",
             ]
         );
@@ -168,7 +176,7 @@ fn listeners_with_guards_that_do_not_exist_yet_are_refused() {
 }
 
 /// Fields of Istio's messages that may be taken away without a difference, each for a reason.
-const WITHOUT_EFFECT: [&str; 19] = [
+const WITHOUT_EFFECT: [&str; 22] = [
     // Names of extensions: the type decides.
     ".filters[].name",
     ".httpFilters[].name",
@@ -178,6 +186,7 @@ const WITHOUT_EFFECT: [&str; 19] = [
     // Set to what is the default.
     ".useRequestIdForTraceSampling",
     ".resourceApiVersion",
+    ".transportApiVersion",
     ".tlsParams.tlsMinimumProtocolVersion",
     "..filterChains[].transportSocket.typedConfig.commonTlsContext.tlsParams.tlsMaximumProtocolVersion",
     "..edsClusterConfig.serviceName",
@@ -189,8 +198,10 @@ const WITHOUT_EFFECT: [&str; 19] = [
     ".typedConfig.emitFilterState",
     ".typedConfig.value.",
     "..ringHashLbConfig.",
-    // Read by tools, not by proxies.
+    // Idle, says the table.
     ".metadata.filterMetadata",
+    ".transportSocketMatches[].name",
+    ".loadAssignment.endpoints[].loadBalancingWeight",
     // Of a cluster inside the cluster of that name.
     ".loadAssignment.clusterName",
 ];
@@ -355,7 +366,12 @@ fn the_first_supported_policy_of_the_list_wins() {
     assert_eq!(list(&maglev).unwrap().lb, LbPolicy::Random, "known, and none of it here: still endpoints are picked");
     let unknown =
         "{typed_extension_config: {name: x, typed_config: {'@type': type.googleapis.com/google.protobuf.Empty}}}";
-    assert!(list(unknown).unwrap_err().to_string().starts_with("load_balancing_policy.policies: found only"));
+    assert!(
+        list(unknown)
+            .unwrap_err()
+            .to_string()
+            .starts_with("load_balancing_policy.policies: didn't find a registered load balancer factory")
+    );
 }
 
 #[test]
@@ -444,7 +460,9 @@ fn what_the_proxy_cannot_act_on_is_said() {
 fn options_of_a_cluster_are_named_by_their_full_path() {
     let options = |fields: &str| {
         cluster_of(&format!(
-            "{{name: c, typed_extension_protocol_options: {{envoy.extensions.upstreams.http.v3.HttpProtocolOptions: \
+            "{{name: c, transport_socket: {{name: tls, typed_config: {{'@type': \
+             type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext}}}}, \
+             typed_extension_protocol_options: {{envoy.extensions.upstreams.http.v3.HttpProtocolOptions: \
              {{'@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, {fields}}}}}}}"
         ))
     };
@@ -582,7 +600,7 @@ fn listeners_that_make_no_sense_are_refused() {
     assert_eq!(refused(&format!("{{name: l, {ADDRESS}}}")), "filter_chains: no filter chains specified");
     assert_eq!(
         refused(&format!("{{name: l, {ADDRESS}, filter_chains: [{{name: a}}, {{name: b}}]}}")),
-        "filter_chains[1]: filter chain 'b' has the same matching rules defined as 'a'"
+        "filter_chains[1].filter_chain_match: filter chain 'b' has the same matching rules defined as 'a'"
     );
     assert_eq!(
         refused(
@@ -695,7 +713,7 @@ fn routes_that_make_no_sense_are_refused() {
     let twice = route_of("{name: r, virtual_hosts: [{name: v, domains: [a.com]}, {name: w, domains: [A.COM]}]}").0;
     assert_eq!(
         twice.unwrap_err().to_string(),
-        "virtual_hosts: Only unique values for domains are permitted. Duplicate entry of domain a.com in route r"
+        "virtual_hosts[1].domains[0]: Only unique values for domains are permitted. Duplicate entry of domain a.com in route r"
     );
 }
 
@@ -727,8 +745,8 @@ fn unknown_types_and_garbage_are_named() {
         decode("type.googleapis.com/istio.workload.Workload", &[], &mut cx).unwrap_err().to_string(),
         "found a resource of type \"istio.workload.Workload\", expected envoy.config.cluster.v3.Cluster, \
          envoy.config.listener.v3.Listener, envoy.config.route.v3.RouteConfiguration, \
-         envoy.config.endpoint.v3.ClusterLoadAssignment, envoy.extensions.transport_sockets.tls.v3.Secret \
-         or envoy.service.runtime.v3.Runtime"
+         envoy.config.endpoint.v3.ClusterLoadAssignment, envoy.extensions.transport_sockets.tls.v3.Secret, \
+         envoy.config.core.v3.TypedExtensionConfig or envoy.service.runtime.v3.Runtime"
     );
     let error = decode(CLUSTER, &[0xff; 7], &mut cx).unwrap_err().to_string();
     assert!(error.starts_with("found bytes that do not decode as envoy.config.cluster.v3.Cluster: "), "{error}");
@@ -742,7 +760,13 @@ fn unknown_fields_are_noticed() {
     // Field 9999, a varint.
     bytes.extend([0xf8, 0xf0, 0x04, 0x01]);
     assert_eq!(decode(CLUSTER, &bytes, &mut cx).unwrap().name(), "c");
-    assert_eq!(cx.notices.unknown, ["#9999"]);
+    assert_eq!(cx.notices.unknown[0].path, "#9999");
+    cx.refuse_unknown = Some("the flag is set");
+    assert_eq!(
+        decode(CLUSTER, &bytes, &mut cx).unwrap_err().to_string(),
+        "#9999: Protobuf message (type envoy.config.cluster.v3.Cluster with unknown field set {9999}) has unknown fields; \
+         the flag is set"
+    );
 }
 
 /// Random bytes, and real messages with random damage: an error or a resource, never a panic.
@@ -756,7 +780,7 @@ fn damaged_bytes_never_panic() {
     for part in parts(LISTENERS).iter().filter(|p| p.to_string().len() < 20_000) {
         seeds.push((LISTENER, read::<pb::listener::Listener>(&part.to_string()).encode_to_vec()));
     }
-    for kind in [CLUSTER, LISTENER, ROUTE, ASSIGNMENT, SECRET] {
+    for kind in [CLUSTER, LISTENER, ROUTE, ASSIGNMENT, SECRET, EXTENSION] {
         for _ in 0..200 {
             let bytes: Vec<u8> = (0..random.usize(..64)).map(|_| random.u8(..)).collect();
             let _ = decode(kind, &bytes, &mut Context::default());

@@ -1,6 +1,6 @@
 //! TLS contexts of both sides. Nothing here is only warned about that makes a connection less safe.
 
-use super::context::{Context, Result};
+use super::context::{Context, Result, SecretSort};
 use super::model::{
     CertificateSource, CommonTls, DownstreamTlsConfig, SdsSecret, TlsVersion, UpstreamTlsConfig, ValidationContext,
     ValidationSource,
@@ -8,6 +8,7 @@ use super::model::{
 use super::pb::tls;
 use super::secret::{certificate, validation_context};
 use super::source::optional_source;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// TLS 1.2 suites that our TLS library has, by OpenSSL's names.
@@ -88,6 +89,16 @@ pub(super) fn upstream(message: tls::UpstreamTlsContext, cx: &mut Context) -> Re
     }
     let common =
         cx.at("common_tls_context", |cx| common_tls(common_tls_context.unwrap_or_default(), Side::Upstream, cx))?;
+    let has_trust = match &common.validation {
+        ValidationSource::None => false,
+        ValidationSource::Inline(context) => context.trusted_ca.is_some(),
+        // what comes by SDS may bring one
+        ValidationSource::Sds(_) | ValidationSource::Combined { .. } => true,
+    };
+    if auto_sni_san_validation && !has_trust {
+        let message = "is set without a trusted CA, which the validation of names needs";
+        cx.record_all([cx.error_at("auto_sni_san_validation", message)]);
+    }
     if let CertificateSource::Inline(certificates) = &common.certificates
         && certificates.len() > 1
     {
@@ -146,7 +157,9 @@ fn certificates(
     sds: Vec<tls::SdsSecretConfig>,
     cx: &mut Context,
 ) -> Result<CertificateSource> {
-    let sds = cx.each("tls_certificate_sds_secret_configs", sds, sds_secret)?;
+    let sds = cx.each("tls_certificate_sds_secret_configs", sds, |secret, cx| {
+        sds_secret(secret, SecretSort::Certificate, cx)
+    })?;
     let inline = cx.each("tls_certificates", inline, certificate)?;
     let mut sds = sds.into_iter();
     match (inline.is_empty(), sds.next(), sds.next()) {
@@ -167,6 +180,10 @@ fn validation(kind: tls::common_tls_context::ValidationContextType, cx: &mut Con
     match kind {
         Kind::ValidationContext(message) => cx.at("validation_context", |cx| {
             let context = validation_context(message, cx)?;
+            if context.trusted_ca.is_none() && context.allow_expired {
+                let message = "Certificate validity period is always ignored without trusted CA";
+                cx.record_all([cx.error_at("allow_expired_certificate", message)]);
+            }
             if context.trusted_ca.is_none() && !context.san_matchers.is_empty() {
                 return Err(cx.error(
                     "SAN-based verification of peer certificates without trusted CA is insecure and not allowed",
@@ -179,7 +196,8 @@ fn validation(kind: tls::common_tls_context::ValidationContextType, cx: &mut Con
             })
         }),
         Kind::ValidationContextSdsSecretConfig(message) => {
-            let secret = cx.at("validation_context_sds_secret_config", |cx| sds_secret(message, cx))?;
+            let secret =
+                cx.at("validation_context_sds_secret_config", |cx| sds_secret(message, SecretSort::Validation, cx))?;
             Ok(ValidationSource::Sds(secret))
         }
         Kind::CombinedValidationContext(message) => cx.at("combined_validation_context", |cx| {
@@ -192,7 +210,8 @@ fn validation(kind: tls::common_tls_context::ValidationContextType, cx: &mut Con
             let default = cx.required("default_validation_context", default_validation_context)?;
             let default = cx.at("default_validation_context", |cx| validation_context(default, cx))?;
             let secret = cx.required("validation_context_sds_secret_config", validation_context_sds_secret_config)?;
-            let secret = cx.at("validation_context_sds_secret_config", |cx| sds_secret(secret, cx))?;
+            let secret =
+                cx.at("validation_context_sds_secret_config", |cx| sds_secret(secret, SecretSort::Validation, cx))?;
             Ok(ValidationSource::Combined { default: Arc::new(default), secret })
         }),
         Kind::ValidationContextCertificateProvider(_) | Kind::ValidationContextCertificateProviderInstance(_) => {
@@ -201,10 +220,28 @@ fn validation(kind: tls::common_tls_context::ValidationContextType, cx: &mut Con
     }
 }
 
-fn sds_secret(message: tls::SdsSecretConfig, cx: &mut Context) -> Result<SdsSecret> {
+fn sds_secret(message: tls::SdsSecretConfig, sort: SecretSort, cx: &mut Context) -> Result<SdsSecret> {
     let tls::SdsSecretConfig { name, sds_config } = message;
-    let name = cx.non_empty("name", name)?.into();
-    Ok(SdsSecret { name, source: optional_source(sds_config, "sds_config", cx)? })
+    let name = cx.non_empty("name", name)?;
+    let source = optional_source(sds_config, "sds_config", cx)?;
+    if source.is_some() {
+        return Ok(SdsSecret { name: name.into(), source });
+    }
+    if let Some(known) = &cx.static_secrets
+        && !known.contains(&(sort, name.clone()))
+    {
+        cx.record_all([cx.error_at("name", format!("Unknown static secret: {name}"))]);
+    }
+    Ok(SdsSecret { name: static_name(name, sort, cx), source })
+}
+
+/// What the slot of a static secret is called: its name, unless one of another kind has that too.
+pub(super) fn static_name(name: String, sort: SecretSort, cx: &Context) -> Arc<str> {
+    let taken = |known: &HashSet<_>| known.contains(&(SecretSort::Certificate, name.clone()));
+    match (sort, &cx.static_secrets) {
+        (SecretSort::Validation, Some(known)) if taken(known) => format!("{name} (validation context)").into(),
+        _ => name.into(),
+    }
 }
 
 struct Parameters {

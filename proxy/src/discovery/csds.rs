@@ -3,21 +3,22 @@
 //! As every client answers for itself: one `ClientConfig`, with `client_status` and without `config_status`, which only
 //! management servers know. Answers are made as they are read, and hold no secrets.
 
-use super::dump::{any, failure, redact, status, time, write_json};
+use super::dump::{any, failure, status, time};
 use super::ledger::{Api, Ledger, Record, State};
+use crate::admin::write_json;
 use crate::config::{ConfigError, model::StringMatch, string_match};
 use bytes::Bytes;
 use prost::Message as _;
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use prost::encoding::{WireType, encode_key, encode_varint};
 use std::sync::Arc;
 use xds_protos::pb::envoy::config::core::v3::Node;
 use xds_protos::pb::envoy::service::status::v3::ClientStatusRequest;
 use xds_protos::pb::envoy::service::status::v3::client_config::GenericXdsConfig;
+use xds_protos::pb::envoy::r#type::matcher::v3::double_matcher::MatchPattern as DoublePattern;
+use xds_protos::pb::envoy::r#type::matcher::v3::list_matcher::MatchPattern as ListPattern;
 use xds_protos::pb::envoy::r#type::matcher::v3::struct_matcher::path_segment::Segment;
 use xds_protos::pb::envoy::r#type::matcher::v3::value_matcher::MatchPattern;
 use xds_protos::pb::envoy::r#type::matcher::v3::{NodeMatcher, StringMatcher, StructMatcher, ValueMatcher};
-use xds_protos::pb::google::protobuf::Any;
-use xds_protos::table::Message;
 use xds_protos::{Descriptors, Style, struct_to_json};
 
 /// `ClientStatusResponse.config`, and in it `ClientConfig.node` and `.generic_xds_configs`.
@@ -55,7 +56,7 @@ impl ClientStatus {
         }
         let all = Api::ALL.into_iter().flat_map(|api| {
             let records = ledger.of(&api.type_url());
-            records.map(move |(name, record)| Resource { api, name: name.clone(), record: record.clone() })
+            records.map(move |(id, record)| Resource { api, name: id.name.clone(), record: record.clone() })
         });
         // what only drains is not configuration any more
         let resources = all.filter(|one| meant && one.record.state() != State::Draining).collect();
@@ -63,19 +64,19 @@ impl ClientStatus {
         Ok(ClientStatus { node, resources, exclude_contents: request.exclude_resource_contents })
     }
 
-    /// The wire form: its length, and its pieces.
-    pub fn into_wire(self) -> (usize, impl Iterator<Item = Bytes> + use<>) {
-        let Some(node) = &self.node else { return (0, Wire::default()) };
-        let node = node.encode_to_vec();
-        let framed = |number, length: usize| key_len(number) + encoded_len_varint(length as u64) + length;
-        let listed = self.resources.iter().map(|one| framed(GENERIC, one.generic(self.exclude_contents).encoded_len()));
-        let length = framed(NODE, node.len()) + listed.sum::<usize>();
+    /// The wire form in pieces, and what goes before them, made of their length.
+    pub fn into_wire(self) -> (impl Iterator<Item = Bytes> + use<>, fn(usize) -> Vec<u8>) {
+        let Some(node) = &self.node else { return (Wire::default(), |_| Vec::new()) };
         let mut head = Vec::new();
-        encode_key(CONFIG, WireType::LengthDelimited, &mut head);
-        encode_varint(length as u64, &mut head);
-        put(&mut head, NODE, &node);
+        put(&mut head, NODE, &node.encode_to_vec());
         let rest = self.resources.into_iter();
-        (framed(CONFIG, length), Wire { head, rest, exclude_contents: self.exclude_contents })
+        let prefix = |length: usize| {
+            let mut prefix = Vec::new();
+            encode_key(CONFIG, WireType::LengthDelimited, &mut prefix);
+            encode_varint(length as u64, &mut prefix);
+            prefix
+        };
+        (Wire { head, rest, exclude_contents: self.exclude_contents }, prefix)
     }
 
     /// Protobuf's JSON, in pieces.
@@ -104,11 +105,11 @@ impl Resource {
             error.failed_configuration = None;
         }
         if let Some(failed) = error_state.as_mut().and_then(|error| error.failed_configuration.as_mut()) {
-            without_secrets(failed);
+            Descriptors.redact(failed);
         }
         let contents = held.filter(|_| !exclude_contents).map(|config| {
             let mut contents = any(*api, config);
-            without_secrets(&mut contents);
+            Descriptors.redact(&mut contents);
             contents
         });
         GenericXdsConfig {
@@ -122,13 +123,6 @@ impl Resource {
             error_state,
             is_static_resource: record.is_static,
         }
-    }
-}
-
-fn without_secrets(any: &mut Any) {
-    let name = any.type_url.rsplit('/').next().unwrap_or("");
-    if let Some(redacted) = Message::find(name).and_then(|message| redact(message, &any.value)) {
-        any.value = redacted;
     }
 }
 
@@ -231,9 +225,27 @@ fn matches_value(matcher: &ValueMatcher, value: Option<&serde_json::Value>) -> R
             }
             found
         }
-        Some(MatchPattern::DoubleMatch(_) | MatchPattern::ListMatch(_)) | None => {
-            return Err("only null_match, bool_match, string_match, present_match and or_match are known here".into());
+        Some(MatchPattern::DoubleMatch(expected)) => {
+            let number = value.and_then(Value::as_f64);
+            match expected.match_pattern.as_ref().ok_or("a double_match without range or exact")? {
+                // the end is not in it
+                DoublePattern::Range(range) => number.is_some_and(|number| range.start <= number && number < range.end),
+                DoublePattern::Exact(exact) => number == Some(*exact),
+            }
         }
+        Some(MatchPattern::ListMatch(expected)) => {
+            let Some(ListPattern::OneOf(expected)) = &expected.match_pattern else {
+                return Err("a list_match without one_of".into());
+            };
+            let items = value.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+            // asked once of nothing, so that what is wrong with the matcher is said whatever the list
+            let mut found = matches_value(expected, None).map(|_| false)?;
+            for item in items {
+                found |= matches_value(expected, Some(item))?;
+            }
+            found
+        }
+        None => return Err("a value without a match_pattern".into()),
     })
 }
 
@@ -261,19 +273,25 @@ mod tests {
 
     fn ledger() -> Ledger {
         let mut ledger = Ledger::new(Rc::new(Settled));
-        ledger.record_static(&TypeUrl::CLUSTER, "fixed", Bytes::from_static(b"\x0a\x05fixed"));
-        ledger.accepted(&TypeUrl::CLUSTER, "good", "1", &b"\x0a\x04good"[..]);
-        ledger.rejected(&TypeUrl::CLUSTER, "good", "2", &b"\x0a\x04good"[..], "no");
-        ledger.requested(&TypeUrl::ROUTE, "r");
+        ledger.record_static(&TypeUrl::CLUSTER, "fixed", Bytes::from_static(b"\x0a\x05fixed"), &[]);
+        ledger.accepted(&TypeUrl::CLUSTER, &"ads".into(), "good", "1", &b"\x0a\x04good"[..]);
+        ledger.rejected(&TypeUrl::CLUSTER, &"ads".into(), "good", "2", &b"\x0a\x04good"[..], "no");
+        ledger.requested(&TypeUrl::ROUTE, &"ads".into(), "r");
         let key = r#"{"name": "key", "tls_certificate": {"private_key": {"inline_string": "very secret"}}}"#;
         let key = Descriptors.parse(TypeUrl::SECRET.message_name(), key, Format::Json, ParseOptions::default());
-        ledger.accepted(&TypeUrl::SECRET, "key", "1", key.unwrap().bytes);
+        ledger.accepted(&TypeUrl::SECRET, &"ads".into(), "key", "1", key.unwrap().bytes);
         ledger
     }
 
     fn node() -> Node {
-        let text = r#"{"id": "me", "metadata": {"a": {"b": "c"}}}"#;
+        let text = r#"{"id": "me", "metadata": {"a": {"b": "c"}, "n": 1.5, "l": ["xy", 2, [true]]}}"#;
         Descriptors.parse_as(text, Format::Json, ParseOptions::default()).unwrap().0
+    }
+
+    fn wire(status: ClientStatus) -> Vec<u8> {
+        let (pieces, prefix) = status.into_wire();
+        let body: Vec<u8> = pieces.flatten().collect();
+        [prefix(body.len()), body].concat()
     }
 
     fn asked(request: &str) -> Result<ClientStatus, String> {
@@ -285,9 +303,7 @@ mod tests {
     fn what_is_held_and_what_was_refused_is_told_without_secrets() {
         let ledger = ledger();
         let all = || ClientStatus::new(&ledger, &node(), b"").unwrap();
-        let (length, pieces) = all().into_wire();
-        let wire: Vec<u8> = pieces.flatten().collect();
-        assert_eq!(wire.len(), length);
+        let wire = wire(all());
         assert!(!wire.windows(11).any(|w| w == b"very secret"));
         let response = ClientStatusResponse::decode(wire.as_slice()).unwrap();
         let [config] = &response.config[..] else { panic!("{response:?}") };
@@ -326,9 +342,29 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_read_may_be_a_secret() {
+        let mut ledger = Ledger::new(Rc::new(Settled));
+        let key = r#"{"name": "key", "tls_certificate": {"private_key": {"inline_string": "very secret"}}}"#;
+        let key =
+            Descriptors.parse(TypeUrl::SECRET.message_name(), key, Format::Json, ParseOptions::default()).unwrap();
+        ledger.rejected(&TypeUrl::SECRET, &"ads".into(), "key", "1", [&key.bytes[..], &[0xff]].concat(), "no");
+        let all = || ClientStatus::new(&ledger, &node(), b"").unwrap();
+        let wire = wire(all());
+        assert!(!wire.windows(11).any(|w| w == b"very secret"));
+        let text: Vec<u8> = all().into_json().flatten().collect();
+        let text = String::from_utf8(text).unwrap();
+        let parsed: (ClientStatusResponse, _) =
+            Descriptors.parse_as(&text, Format::Json, ParseOptions::default()).unwrap();
+        assert_eq!(parsed.0, ClientStatusResponse::decode(wire.as_slice()).unwrap());
+        assert!(
+            text.contains("\"[redacted: bytes that are no envoy.extensions.transport_sockets.tls.v3.Secret]\""),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn contents_may_be_left_out() {
-        let (_, pieces) = asked(r#"{"exclude_resource_contents": true}"#).unwrap().into_wire();
-        let wire: Vec<u8> = pieces.flatten().collect();
+        let wire = wire(asked(r#"{"exclude_resource_contents": true}"#).unwrap());
         let response = ClientStatusResponse::decode(wire.as_slice()).unwrap();
         for one in &response.config[0].generic_xds_configs {
             let failed = one.error_state.as_ref().and_then(|error| error.failed_configuration.as_ref());
@@ -347,9 +383,20 @@ mod tests {
         };
         assert_eq!(metadata(r#"{"string_match": {"exact": "c"}}"#), Ok(true));
         assert_eq!(metadata(r#"{"present_match": false}"#), Ok(false));
-        assert!(metadata(r#"{"double_match": {"exact": 1}}"#).is_err());
-        let (length, pieces) = asked(r#"{"node_matchers": [{"node_id": {"exact": "you"}}]}"#).unwrap().into_wire();
-        assert_eq!((length, pieces.count()), (0, 0));
+        let of = |key: &str, value: &str| {
+            meant(&format!(r#"{{"node_metadatas": [{{"path": [{{"key": "{key}"}}], "value": {value}}}]}}"#))
+        };
+        assert_eq!(of("n", r#"{"double_match": {"exact": 1.5}}"#), Ok(true));
+        assert_eq!(of("n", r#"{"double_match": {"range": {"start": 1.5, "end": 2}}}"#), Ok(true));
+        assert_eq!(of("n", r#"{"double_match": {"range": {"start": 1, "end": 1.5}}}"#), Ok(false));
+        assert_eq!(of("a", r#"{"double_match": {"exact": 1.5}}"#), Ok(false));
+        let listed = |value: &str| of("l", &format!(r#"{{"list_match": {{"one_of": {value}}}}}"#));
+        assert_eq!(listed(r#"{"string_match": {"prefix": "x"}}"#), Ok(true));
+        assert_eq!(listed(r#"{"string_match": {"exact": "z"}}"#), Ok(false));
+        assert_eq!(listed(r#"{"list_match": {"one_of": {"bool_match": true}}}"#), Ok(true));
+        assert_eq!(of("n", r#"{"list_match": {"one_of": {"double_match": {"exact": 1.5}}}}"#), Ok(false));
+        assert!(listed("{}").is_err() && of("n", r#"{"list_match": {}}"#).is_err() && metadata("{}").is_err());
+        assert_eq!(wire(asked(r#"{"node_matchers": [{"node_id": {"exact": "you"}}]}"#).unwrap()), b"");
         let text: Vec<u8> =
             asked(r#"{"node_matchers": [{"node_id": {"exact": "you"}}]}"#).unwrap().into_json().flatten().collect();
         assert_eq!(text, b"{}\n");

@@ -5,7 +5,7 @@
 
 use crate::http::RouteTable;
 use crate::services::Services;
-use crate::slots::Key;
+use crate::slots::{Key, Store};
 use crate::upstream::ClusterSlot;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -51,16 +51,23 @@ impl HeldTables {
             missing.retain(|slot| services.clusters.is_warming(&slot.name));
         }
         if missing.is_empty() {
-            services.routes.fill(key, table);
+            fill(&services.routes, key, &table);
             return;
         }
         let (held, key_of_task, services) = (self.clone(), key.clone(), services.clone());
         let task = tokio::task::spawn_local(async move {
             live(&mut missing, since, &services).await;
-            services.routes.fill(&key_of_task, table);
+            fill(&services.routes, &key_of_task, &table);
             held.0.borrow_mut().remove(&key_of_task);
         });
         self.0.borrow_mut().insert(key.clone(), Held { since, task: task.abort_handle() });
+    }
+}
+
+/// Connection managers that came while the table waited are asked, too.
+fn fill(routes: &Store<RouteTable>, key: &Key, table: &Arc<RouteTable>) {
+    if let Err(error) = routes.fill_agreed(std::slice::from_ref(key), table, &Arc::default()) {
+        tracing::error!("route configuration {} cannot be used, the one before it stays: {error}", key.name);
     }
 }
 

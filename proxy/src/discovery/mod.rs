@@ -8,32 +8,37 @@ mod csds;
 mod dump;
 mod held;
 mod ledger;
+mod notices;
 mod pending;
+mod refusals;
 mod stats;
 mod streams;
+mod waits;
 
 pub use csds::ClientStatus;
 pub use dump::{Parts as DumpParts, StaticConfig};
 pub use ledger::{Ledger, Record, State};
 
-use crate::config::Context;
 use crate::config::model::{Bootstrap, ConfigSource, LoadAssignment, SecretKind};
+use crate::config::{Context, Servers};
 use crate::listener::ListenerManager;
 use crate::runtime::Runtime;
 use crate::services::Services;
 use crate::slots::{Key, Kind, Store, Want};
-use crate::upstream::AssignmentFailure;
 use held::HeldTables;
 use ledger::{LedgerStats, Managers};
+use notices::PushNotices;
 use pending::Pending;
+use refusals::Repeats;
 use stats::{ControlPlaneStats, DiscoveryStats, SubscriptionStats};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use streams::{StreamId, Streams};
 use tokio::sync::{mpsc, watch};
+use waits::Late;
 use xds_client::{Event, Subscription, TypeUrl};
 
 /// What discovery is made of; moved into its task.
@@ -47,6 +52,8 @@ pub struct Parts {
     pub reject_unknown_fields: bool,
     /// `--ignore-unknown-dynamic-fields`.
     pub ignore_unknown_fields: bool,
+    /// `--skip-deprecated-logs`.
+    pub skip_deprecated_logs: bool,
 }
 
 /// The rest of the server's view of the discovery task.
@@ -76,7 +83,11 @@ impl Discovery {
         runtime.count_in(&parts.services.registry);
         tokio::task::spawn_local(crate::runtime::follow_disk(runtime.clone()));
         let awaited_layers = parts.bootstrap.rtds.iter().map(|(name, _)| name.clone()).collect();
-        let stats = DiscoveryStats::new(&parts.services.registry, parts.bootstrap.ads.is_some());
+        let bootstrap = &parts.bootstrap;
+        let stats = DiscoveryStats::new(&parts.services.registry, bootstrap.ads.is_some(), !bootstrap.rtds.is_empty());
+        let mut context = Context::with_runtime(bootstrap.runtime.clone())
+            .refusing_unknown(parts.reject_unknown_fields.then_some("--reject-unknown-dynamic-fields is set"));
+        context.servers = Some(Servers::of(bootstrap));
         let task = Task {
             runtime,
             awaited_layers,
@@ -91,17 +102,20 @@ impl Discovery {
             services: parts.services,
             assignments: parts.assignments,
             listeners: parts.listeners,
-            context: Context::with_runtime(parts.bootstrap.runtime.clone()),
+            context,
             bootstrap: parts.bootstrap,
-            reject_unknown_fields: parts.reject_unknown_fields,
             ignore_unknown_fields: parts.ignore_unknown_fields,
+            skip_deprecated_logs: parts.skip_deprecated_logs,
             ledger: ledger.clone(),
             static_secrets: secrets,
             wanted: HashMap::new(),
             whole: Vec::new(),
             connected: HashSet::new(),
-            warned: HashSet::new(),
+            generation: 0,
             noticed: Vec::new(),
+            push_notices: PushNotices::default(),
+            skipped: HashSet::new(),
+            repeats: Repeats::default(),
             late: late_tx,
             held_tables: HeldTables::default(),
             listeners_started: false,
@@ -118,7 +132,7 @@ impl Discovery {
     pub fn refresh_stats(&self) {
         let mut ledger = self.ledger.borrow_mut();
         ledger.settle();
-        self.ledger_stats.borrow_mut().refresh(&ledger);
+        self.ledger_stats.borrow_mut().refresh(&mut ledger);
     }
 
     /// Returns once the first answer for clusters was applied, or waiting for it ended.
@@ -138,21 +152,22 @@ impl Discovery {
     }
 }
 
-/// A first fetch that did not come in time.
-enum Late {
-    Clusters,
-    Listeners,
-    Layer(Arc<str>),
-    Resource(Kind, Key),
-}
-
 /// Who wants one name on one stream.
 #[derive(Default)]
 struct Interest {
-    /// The slots that wait for it: sources may differ in nothing but their timeouts.
-    keys: Vec<Key>,
+    /// The slots that want it: sources may differ in nothing but their timeouts.
+    slots: Vec<Wanting>,
     /// `None` for endpoints, which their clusters count.
     stats: Option<Box<SubscriptionStats>>,
+    /// Of endpoints on a stream of their own: one for each cluster that has them.
+    control_planes: Vec<ControlPlaneStats>,
+}
+
+/// A slot that wants a resource.
+struct Wanting {
+    key: Key,
+    /// Number of its wait for a first version.
+    generation: u64,
 }
 
 type Wanted = HashMap<(StreamId, Kind, Arc<str>), Interest>;
@@ -167,8 +182,8 @@ struct Task {
     runtime: Arc<Runtime>,
     /// Runtime layers without a first answer: clusters are asked for when there are none.
     awaited_layers: HashSet<Arc<str>>,
-    reject_unknown_fields: bool,
     ignore_unknown_fields: bool,
+    skip_deprecated_logs: bool,
     streams: Streams,
     ledger: Rc<RefCell<Ledger>>,
     stats: DiscoveryStats,
@@ -177,10 +192,16 @@ struct Task {
     /// The types that are asked for as a whole, each with its stream.
     whole: Vec<(TypeUrl, StreamId)>,
     connected: HashSet<StreamId>,
-    /// Warnings already logged: one line per distinct warning.
-    warned: HashSet<String>,
+    /// How many waits for a first version there have been.
+    generation: u64,
     /// Fields without effect of the resource that was converted last.
     noticed: Vec<String>,
+    /// Those of all resources of the push that is being taken.
+    push_notices: PushNotices,
+    /// Static resources that a control plane has offered another version of; that was said once for each.
+    skipped: HashSet<String>,
+    /// Refused pushes.
+    repeats: Repeats,
     late: mpsc::UnboundedSender<Late>,
     /// Routes that wait for clusters.
     held_tables: HeldTables,
@@ -212,6 +233,7 @@ impl Task {
                 Some((stream, event)) = events.recv() => self.event(stream, event, &mut wants),
                 Some(late) = late.recv() => self.late(late),
                 () = clusters.all_warm(), if !self.cold_clusters.is_empty() => self.clusters_are_warm(),
+                () = at(self.cold_clusters.due()), if self.cold_clusters.due().is_some() => self.clusters_take_long(),
                 () = listeners.all_warm(), if !self.cold_listeners.is_empty() => self.listeners_are_warm(),
                 started = start_listeners.wait_for(|started| *started), if !self.listeners_started => {
                     if started.is_err() {
@@ -230,8 +252,16 @@ impl Task {
     fn subscribe_layers(&mut self) {
         for (name, source) in &self.bootstrap.clone().rtds {
             match self.streams.client(source, &TypeUrl::RUNTIME, Some(name)) {
-                Ok((_, client)) => {
-                    self.ledger.borrow_mut().requested(&TypeUrl::RUNTIME, name);
+                Ok((stream, client)) => {
+                    let from = self.source(&stream);
+                    self.ledger.borrow_mut().requested(&TypeUrl::RUNTIME, &from, name);
+                    let known = self.whole.iter().any(|(t, of)| *t == TypeUrl::RUNTIME && *of == stream);
+                    if let Some(stats) = self.stats.whole(&TypeUrl::RUNTIME).filter(|_| stream.is_connection()) {
+                        stats.subscribed();
+                    }
+                    if !known {
+                        self.whole.push((TypeUrl::RUNTIME, stream));
+                    }
                     client.subscribe(&TypeUrl::RUNTIME, Subscription::names([name.to_string()]));
                     self.arm(source.initial_fetch_timeout, Late::Layer(name.clone()));
                 }
@@ -263,6 +293,9 @@ impl Task {
                 client.subscribe(&type_url, Subscription::Wildcard);
                 if let Some(stats) = self.stats.whole(&type_url).filter(|_| stream.is_connection()) {
                     stats.subscribed();
+                    if stream != StreamId::Ads {
+                        self.streams.count_limits(&stream, stats.control_plane().limits());
+                    }
                 }
                 self.whole.push((type_url, stream));
             }
@@ -271,84 +304,9 @@ impl Task {
         self.arm(source.initial_fetch_timeout, late);
     }
 
-    fn arm(&self, timeout: Option<Duration>, late: Late) {
-        if let Some(timeout) = timeout {
-            let tx = self.late.clone();
-            tokio::task::spawn_local(async move {
-                tokio::time::sleep(timeout).await;
-                // the task may have ended
-                let _ = tx.send(late);
-            });
-        }
-    }
-
-    fn late(&mut self, late: Late) {
-        match late {
-            Late::Clusters if !*self.clusters_answered.borrow() => {
-                tracing::warn!("gRPC config: initial fetch timed out for clusters");
-                self.stats.clusters.update_attempt.inc();
-                self.stats.clusters.init_fetch_timeout.inc();
-                self.clusters_answered.send_replace(true);
-            }
-            Late::Listeners if !*self.listeners_answered.borrow() => {
-                tracing::warn!("gRPC config: initial fetch timed out for listeners");
-                self.stats.listeners.update_attempt.inc();
-                self.stats.listeners.init_fetch_timeout.inc();
-                self.listeners_answered.send_replace(true);
-            }
-            Late::Clusters | Late::Listeners => {}
-            Late::Layer(name) => {
-                if self.awaited_layers.contains(&name) {
-                    tracing::warn!("gRPC config: initial fetch timed out for runtime layer {name}");
-                    self.ledger.borrow_mut().timed_out(&TypeUrl::RUNTIME, &name);
-                    self.layer_answered(&name);
-                }
-            }
-            Late::Resource(kind, key) => {
-                if self.is_waiting(kind, &key) {
-                    tracing::warn!("gRPC config: initial fetch timed out for {kind:?} {}", key.name);
-                    self.note_late(kind, &key);
-                    self.ledger.borrow_mut().timed_out(&type_of(kind), &key.name);
-                    self.give_up(kind, &key);
-                }
-            }
-        }
-    }
-
-    fn note_late(&self, kind: Kind, key: &Key) {
-        if kind == Kind::Assignment {
-            return self.services.clusters.assignment_failed(&key.name, AssignmentFailure::TimedOut);
-        }
-        let Some(source) = &key.source else { return };
-        let wanted = (self.streams.id(source, &type_of(kind), Some(&key.name)), kind, key.name.clone());
-        if let Some(stats) = self.wanted.get(&wanted).and_then(|interest| interest.stats.as_deref()) {
-            stats.update_attempt.inc();
-            stats.init_fetch_timeout.inc();
-        }
-    }
-
-    fn is_waiting(&self, kind: Kind, key: &Key) -> bool {
-        match kind {
-            Kind::Route => self.services.routes.get(key).is_some_and(|s| !s.is_settled()),
-            Kind::Secret => self.services.secrets.store.get(key).is_some_and(|s| !s.is_settled()),
-            Kind::Assignment => self.assignments.get(key).is_some_and(|s| !s.is_settled()),
-        }
-    }
-
-    fn is_held(&self, kind: Kind, key: &Key) -> bool {
-        match kind {
-            Kind::Route => self.services.routes.get(key).is_some(),
-            Kind::Secret => self.services.secrets.store.get(key).is_some(),
-            Kind::Assignment => self.assignments.get(key).is_some(),
-        }
-    }
-
-    fn give_up(&self, kind: Kind, key: &Key) {
-        match kind {
-            Kind::Route => self.services.routes.give_up(key),
-            Kind::Secret => self.services.secrets.store.give_up(key),
-            Kind::Assignment => self.assignments.give_up(key),
-        }
+    /// What the ledger calls the source of what this stream brings.
+    fn source(&self, stream: &StreamId) -> Arc<str> {
+        self.ledger.borrow_mut().source(&stream.source())
     }
 
     fn want(&mut self, want: Want) {
@@ -367,12 +325,16 @@ impl Task {
         let type_url = type_of(kind);
         match self.streams.client(&source, &type_url, Some(&key.name)) {
             Ok((stream, client)) => {
+                self.generation += 1;
+                let generation = self.generation;
+                let from = self.source(&stream);
                 let interest = self.wanted.entry((stream.clone(), kind, key.name.clone())).or_default();
-                let first = interest.keys.is_empty();
-                if !interest.keys.contains(&key) {
-                    interest.keys.push(key.clone());
-                }
-                self.ledger.borrow_mut().requested(&type_url, &key.name);
+                let first = interest.slots.is_empty();
+                interest.slots.retain(|slot| slot.key != key);
+                interest.slots.push(Wanting { key: key.clone(), generation });
+                self.ledger.borrow_mut().requested(&type_url, &from, &key.name);
+                // a server may take what is asked before an answer for a question of before its last response
+                self.repeats.release(&stream, &type_url);
                 if first {
                     interest.stats = subscription_stats(&self.services, kind, &key);
                     if let Some(stats) = interest.stats.as_ref().filter(|_| stream.is_connection()) {
@@ -381,13 +343,22 @@ impl Task {
                             // it may serve others already
                             let connected = self.connected.contains(&stream);
                             stats.control_plane().connected_state.set(u64::from(connected));
+                            self.streams.count_limits(&stream, stats.control_plane().limits());
                         }
+                    }
+                    if kind == Kind::Assignment && stream != StreamId::Ads && stream.is_connection() {
+                        let registry = &self.services.registry;
+                        let clusters = self.services.clusters.served_by(&key.name, &source);
+                        let scopes = clusters.iter().map(|name| registry.scope(&format!("cluster.{name}.")));
+                        interest.control_planes = scopes.map(|scope| ControlPlaneStats::new(&scope)).collect();
+                        let connected = u64::from(self.connected.contains(&stream));
+                        interest.control_planes.iter().for_each(|stats| stats.connected_state.set(connected));
                     }
                     client.subscribe(&type_url, Subscription::names([key.name.to_string()]));
                 } else {
                     self.refill(&stream, kind, &key);
                 }
-                self.arm(source.initial_fetch_timeout, Late::Resource(kind, key));
+                self.arm(source.initial_fetch_timeout, Late::Resource(kind, key, generation));
             }
             Err(reason) => {
                 tracing::error!("{kind:?} {}: {reason}", key.name);
@@ -420,13 +391,18 @@ impl Task {
         let stream = self.streams.id(source, &type_url, Some(&key.name));
         let wanted = (stream, kind, key.name.clone());
         let Some(interest) = self.wanted.get_mut(&wanted) else { return };
-        interest.keys.retain(|k| k != key);
-        if interest.keys.is_empty() {
+        interest.slots.retain(|slot| slot.key != *key);
+        if kind == Kind::Secret {
+            self.services.secrets.forget(key);
+        }
+        if interest.slots.is_empty() {
             self.wanted.remove(&wanted);
-            self.ledger.borrow_mut().forget(&type_url, &key.name);
-            self.streams.unsubscribe(&wanted.0, &type_url, &key.name);
-            if matches!(wanted.0, StreamId::Own { name: Some(_), .. }) {
+            let from = self.source(&wanted.0);
+            self.ledger.borrow_mut().forget(&type_url, &from, &key.name);
+            self.repeats.release(&wanted.0, &type_url);
+            if self.streams.unsubscribe(&wanted.0, &type_url, &key.name) {
                 self.connected.remove(&wanted.0);
+                self.repeats.forget(&wanted.0, &type_url);
             }
         }
     }
@@ -445,6 +421,7 @@ impl Task {
                 tracing::warn!("xds: {stream} gives nothing: {error}; next attempt {next}");
                 self.note_connected(&stream, false);
                 self.failed(&stream);
+                self.record_failure(&stream, &error);
                 if stream == StreamId::Ads {
                     self.cold_clusters.release();
                 }
@@ -461,6 +438,23 @@ impl Task {
         }
     }
 
+    /// Writes down why nothing comes, for what has never come. A connection is made anew, over and over; what a file holds
+    /// stays wrong until somebody replaces it, so that is written down for what runs as well.
+    fn record_failure(&self, stream: &StreamId, error: &str) {
+        let (from, detail) = (self.source(stream), Arc::from(refusals::bounded(error.to_owned())));
+        let is_file = matches!(stream, StreamId::File { .. });
+        let mut ledger = self.ledger.borrow_mut();
+        let named = self.wanted.keys().filter(|(of, ..)| of == stream).map(|(_, kind, name)| (type_of(*kind), name));
+        let layers = self.bootstrap.rtds.iter().filter(|_| stream_serves_layers(stream));
+        let layers = layers.filter(|(_, source)| source.kind == stream.source());
+        for (type_url, name) in named.chain(layers.map(|(name, _)| (TypeUrl::RUNTIME, name))) {
+            let never = ledger.get(&type_url, &from, name).is_none_or(|record| record.held().is_none());
+            if never || is_file {
+                ledger.failed(&type_url, &from, name, &detail);
+            }
+        }
+    }
+
     /// What this stream serves, save endpoints.
     fn subscriptions<'a>(&'a self, stream: &'a StreamId) -> impl Iterator<Item = &'a SubscriptionStats> {
         let whole = self.whole.iter().filter(move |(_, of)| of == stream).filter_map(|(t, _)| self.stats.whole(t));
@@ -473,7 +467,9 @@ impl Task {
         let aggregated = self.stats.control_plane.as_ref().filter(|_| *stream == StreamId::Ads);
         let own = Some(stream).filter(|stream| **stream != StreamId::Ads && stream.is_connection());
         let own = own.into_iter().flat_map(|stream| self.subscriptions(stream)).map(SubscriptionStats::control_plane);
-        aggregated.into_iter().chain(own)
+        let endpoints = self.wanted.iter().filter(move |((of, ..), _)| of == stream);
+        let endpoints = endpoints.flat_map(|(_, interest)| &interest.control_planes);
+        aggregated.into_iter().chain(own).chain(endpoints)
     }
 
     fn note_connected(&mut self, stream: &StreamId, connected: bool) {
@@ -492,6 +488,21 @@ impl Task {
     }
 }
 
+fn stream_serves_layers(stream: &StreamId) -> bool {
+    match stream {
+        StreamId::Ads => true,
+        StreamId::Own { type_url, .. } | StreamId::File { type_url, .. } => *type_url == TypeUrl::RUNTIME,
+    }
+}
+
+/// Returns at this time; never, if there is none.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The stats of a resource's own subscription, under Envoy's names.
 fn subscription_stats(services: &Services, kind: Kind, key: &Key) -> Option<Box<SubscriptionStats>> {
     let stats = match kind {
@@ -504,13 +515,18 @@ fn subscription_stats(services: &Services, kind: Kind, key: &Key) -> Option<Box<
             let prefix = services.routes.get(key).map(|slot| slot.stats_prefix().to_owned()).unwrap_or_default();
             SubscriptionStats::of_routes(services.registry.scope(&format!("{prefix}rds.{}.", key.name)))
         }
+        Kind::Extension => {
+            let slot = services.extensions.get(key);
+            let prefix = slot.map(|slot| slot.stats_prefix().to_owned()).unwrap_or_default();
+            SubscriptionStats::of_extensions(services.registry.scope(&format!("{prefix}{}.", key.name)))
+        }
     };
     Some(Box::new(stats))
 }
 
 /// The slots that resources of this type fill; `None` for the types that are asked for as a whole.
 fn kind_of(type_url: &TypeUrl) -> Option<Kind> {
-    [Kind::Route, Kind::Secret, Kind::Assignment].into_iter().find(|kind| type_of(*kind) == *type_url)
+    [Kind::Route, Kind::Secret, Kind::Assignment, Kind::Extension].into_iter().find(|kind| type_of(*kind) == *type_url)
 }
 
 /// The xDS type that fills slots of this kind.
@@ -519,5 +535,6 @@ fn type_of(kind: Kind) -> TypeUrl {
         Kind::Route => TypeUrl::ROUTE,
         Kind::Secret => TypeUrl::SECRET,
         Kind::Assignment => TypeUrl::ENDPOINT,
+        Kind::Extension => TypeUrl::EXTENSION,
     }
 }

@@ -5,11 +5,15 @@
 //! control plane thus knows that what it has sent is in use before it sends what builds upon it.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use xds_client::Answer;
 
 /// At most so many updates wait. A server that goes on without being answered is answered.
 const MAX_PENDING: usize = 1024;
+
+/// An answer waits no longer than this. Envoy lets it wait for ever, so that a cluster that never becomes warm keeps a
+/// control plane that sends state of the world one by one from ever sending the push that would mend it.
+pub(super) const LONGEST_HOLD: Duration = Duration::from_secs(15);
 
 /// An answer, decided and not yet given.
 pub(super) struct Verdict {
@@ -29,8 +33,10 @@ impl Verdict {
 
 /// One update that is not live yet.
 struct Update {
-    received: Instant,
+    /// `None` for one that was refused: it does not become live.
+    received: Option<Instant>,
     held: Option<Verdict>,
+    since: Instant,
 }
 
 /// The updates of one type that are not live yet, oldest first.
@@ -42,13 +48,26 @@ impl Pending {
         self.0.is_empty()
     }
 
-    pub fn push(&mut self, received: Instant, held: Option<Verdict>) {
-        if self.0.len() >= MAX_PENDING
-            && let Some(Update { held: Some(verdict), .. }) = self.0.pop_front()
-        {
+    /// Says whether there was no room for it, so that the time of the oldest update is not known any more.
+    pub fn push(&mut self, received: Option<Instant>, held: Option<Verdict>) -> bool {
+        let oldest = if self.0.len() >= MAX_PENDING { self.0.pop_front() } else { None };
+        self.0.push_back(Update { received, held, since: Instant::now() });
+        let lost = oldest.as_ref().is_some_and(|update| update.received.is_some());
+        if let Some(verdict) = oldest.and_then(|update| update.held) {
             verdict.give();
         }
-        self.0.push_back(Update { received, held });
+        lost
+    }
+
+    /// When the next answer has waited too long.
+    pub fn due(&self) -> Option<Instant> {
+        self.0.iter().find(|update| update.held.is_some()).map(|update| update.since + LONGEST_HOLD)
+    }
+
+    /// Gives the answers that have waited too long; says how many.
+    pub fn release_due(&mut self, now: Instant) -> usize {
+        let due = self.0.iter_mut().filter(|update| update.since + LONGEST_HOLD <= now);
+        due.filter_map(|update| update.held.take()).map(Verdict::give).count()
     }
 
     /// The stream that waits for answers is gone: what was applied counts as held on the next one.
@@ -59,7 +78,7 @@ impl Pending {
     /// Everything is live: gives the answers, in order; returns when each update came.
     pub fn live(&mut self) -> Vec<Instant> {
         self.release();
-        self.0.drain(..).map(|update| update.received).collect()
+        self.0.drain(..).filter_map(|update| update.received).collect()
     }
 }
 
@@ -78,10 +97,10 @@ mod tests {
         let mut pending = Pending::default();
         let (good, first) = verdict(None);
         let (bad, second) = verdict(Some(("boom".into(), vec!["c".into()])));
-        pending.push(Instant::now(), Some(good));
-        pending.push(Instant::now(), Some(bad));
+        pending.push(Some(Instant::now()), Some(good));
+        pending.push(None, Some(bad));
         assert_eq!((first.get(), second.get()), (None, None));
-        assert_eq!(pending.live().len(), 2);
+        assert_eq!(pending.live().len(), 1, "what was refused does not become live");
         assert_eq!(first.get(), Some(xds_client::Verdict::Ack));
         assert!(matches!(second.get(), Some(xds_client::Verdict::Nack { detail, .. }) if detail == "boom"));
     }
@@ -90,11 +109,21 @@ mod tests {
     fn a_server_that_does_not_wait_is_answered() {
         let mut pending = Pending::default();
         let (oldest, slot) = verdict(None);
-        pending.push(Instant::now(), Some(oldest));
-        for _ in 0..MAX_PENDING {
-            pending.push(Instant::now(), None);
-        }
+        pending.push(Some(Instant::now()), Some(oldest));
+        let lost = (0..MAX_PENDING).filter(|_| pending.push(Some(Instant::now()), None)).count();
+        assert_eq!(lost, 1);
         assert_eq!(slot.get(), Some(xds_client::Verdict::Ack));
         assert_eq!(pending.0.len(), MAX_PENDING);
+    }
+
+    #[test]
+    fn an_answer_does_not_wait_for_ever() {
+        let mut pending = Pending::default();
+        let (good, slot) = verdict(None);
+        pending.push(Some(Instant::now()), Some(good));
+        let due = pending.due().unwrap();
+        assert_eq!((pending.release_due(due - Duration::from_millis(1)), slot.get()), (0, None));
+        assert_eq!((pending.release_due(due), slot.get()), (1, Some(xds_client::Verdict::Ack)));
+        assert_eq!((pending.due(), pending.live().len()), (None, 1), "it still becomes live");
     }
 }

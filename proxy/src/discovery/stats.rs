@@ -24,8 +24,10 @@ pub struct SubscriptionStats {
     /// Of subscriptions that have a stream of their own.
     control_plane: OnceCell<ControlPlaneStats>,
     scope: Scope,
-    /// Of route configurations: those that changed something.
+    /// Of route configurations and filters: those that changed something.
     config_reload: Option<Counter>,
+    /// Of filters: whatever else came of an update.
+    config_fail: Option<Counter>,
     /// What only some types have, kept because a stat lives as long as its handles.
     _own: Vec<Counter>,
 }
@@ -45,6 +47,7 @@ impl SubscriptionStats {
             update_duration: scope.histogram("update_duration", Unit::Milliseconds),
             control_plane: OnceCell::new(),
             config_reload: None,
+            config_fail: None,
             _own: own.iter().map(|name| scope.counter(name)).collect(),
             scope,
         }
@@ -54,6 +57,21 @@ impl SubscriptionStats {
     pub fn of_routes(scope: Scope) -> SubscriptionStats {
         let config_reload = Some(scope.counter("config_reload"));
         SubscriptionStats { config_reload, ..SubscriptionStats::new(scope, &["update_empty"]) }
+    }
+
+    /// As `new`, for the configuration of a filter.
+    pub fn of_extensions(scope: Scope) -> SubscriptionStats {
+        let (config_reload, config_fail) = (Some(scope.counter("config_reload")), Some(scope.counter("config_fail")));
+        SubscriptionStats { config_reload, config_fail, ..SubscriptionStats::new(scope, &["config_conflict"]) }
+    }
+
+    /// The first fetch took longer than `initial_fetch_timeout`.
+    pub fn timed_out(&self) {
+        self.update_attempt.inc();
+        self.init_fetch_timeout.inc();
+        if let Some(failures) = &self.config_fail {
+            failures.inc();
+        }
     }
 
     /// An update changed something.
@@ -73,6 +91,9 @@ impl SubscriptionStats {
         self.update_attempt.inc();
         if !accepted {
             self.update_rejected.inc();
+            if let Some(failures) = &self.config_fail {
+                failures.inc();
+            }
             return;
         }
         self.update_success.inc();
@@ -135,7 +156,8 @@ impl xds_client::Stats for LimitStats {
 }
 
 impl ControlPlaneStats {
-    fn new(scope: &Scope) -> ControlPlaneStats {
+    /// `scope` is that of the subscription, or the root.
+    pub fn new(scope: &Scope) -> ControlPlaneStats {
         let scope = scope.scope("control_plane.");
         ControlPlaneStats {
             connected_state: scope.gauge("connected_state"),
@@ -157,6 +179,10 @@ pub struct TypeStats {
     pub update_success: Counter,
     pub update_rejected: Counter,
     pub propagation: Histogram,
+    /// Updates whose propagation is not known: too many waited to become live.
+    pub propagation_lost: Counter,
+    /// Answers that were given before all was warm: it took too long.
+    pub answers_overdue: Counter,
 }
 
 impl TypeStats {
@@ -166,6 +192,8 @@ impl TypeStats {
             update_success: scope.counter("update_success"),
             update_rejected: scope.counter("update_rejected"),
             propagation: scope.histogram("propagation", Unit::Milliseconds),
+            propagation_lost: scope.counter("propagation_lost"),
+            answers_overdue: scope.counter("answers_overdue"),
         }
     }
 }
@@ -187,9 +215,9 @@ impl NoticeStats {
     }
 
     pub fn count(&self, notices: &Notices) {
-        self.unknown.add(notices.unknown.len() as u64);
-        self.warned.add(notices.warnings.len() as u64);
-        self.deprecated.add(notices.deprecated.len() as u64);
+        self.unknown.add((notices.unknown.len() + notices.more_unknown) as u64);
+        self.warned.add(notices.warned() as u64);
+        self.deprecated.add(notices.deprecated.iter().map(|field| field.count as u64).sum());
     }
 }
 
@@ -197,25 +225,29 @@ pub struct DiscoveryStats {
     pub notices: NoticeStats,
     pub clusters: SubscriptionStats,
     pub listeners: SubscriptionStats,
+    /// Of all runtime layers together, if the bootstrap has any that come by xDS.
+    runtime: Option<SubscriptionStats>,
     /// Of the aggregated stream, if the bootstrap has one.
     pub control_plane: Option<ControlPlaneStats>,
-    types: [(TypeUrl, TypeStats); 6],
+    types: [(TypeUrl, TypeStats); 7],
 }
 
 impl DiscoveryStats {
-    pub fn new(registry: &Registry, aggregated: bool) -> DiscoveryStats {
+    pub fn new(registry: &Registry, aggregated: bool, layers: bool) -> DiscoveryStats {
         let types = [
             (TypeUrl::CLUSTER, "cds"),
             (TypeUrl::LISTENER, "lds"),
             (TypeUrl::ROUTE, "rds"),
             (TypeUrl::ENDPOINT, "eds"),
             (TypeUrl::SECRET, "sds"),
+            (TypeUrl::EXTENSION, "ecds"),
             (TypeUrl::RUNTIME, "rtds"),
         ];
         DiscoveryStats {
             notices: NoticeStats::new(registry),
             clusters: SubscriptionStats::new(registry.scope("cluster_manager.cds."), &[]),
             listeners: SubscriptionStats::new(registry.scope("listener_manager.lds."), &[]),
+            runtime: layers.then(|| SubscriptionStats::new(registry.scope("runtime."), &[])),
             control_plane: aggregated.then(|| ControlPlaneStats::new(&registry.scope(""))),
             types: types.map(|(type_url, name)| (type_url, TypeStats::new(registry, name))),
         }
@@ -225,11 +257,12 @@ impl DiscoveryStats {
         self.types.iter().find(|(known, _)| known == type_url).map(|(_, stats)| stats)
     }
 
-    /// The subscription to everything of a type.
+    /// The subscription to everything of a type; runtime layers, which are asked for by name, count together in Envoy.
     pub fn whole(&self, type_url: &TypeUrl) -> Option<&SubscriptionStats> {
         match type_url {
             t if *t == TypeUrl::CLUSTER => Some(&self.clusters),
             t if *t == TypeUrl::LISTENER => Some(&self.listeners),
+            t if *t == TypeUrl::RUNTIME => self.runtime.as_ref(),
             _ => None,
         }
     }

@@ -548,7 +548,10 @@ fn route(exchange: &mut Exchange, parts: &mut Parts) -> Result<(Selected, Wish),
         manager.stats.count.no_route.inc();
         Reply::new(StatusCode::NOT_FOUND, "", "route_not_found").flagged(Flag::NoRouteFound)
     };
-    let table = manager.routes().filter(|_| manager.config.router.is_some()).ok_or_else(not_found)?;
+    if manager.lacks_filter() {
+        return Err(Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "", "").flagged(Flag::NoFilterConfigFound));
+    }
+    let table = manager.routes().filter(|_| manager.has_router()).ok_or_else(not_found)?;
     if exchange.external {
         for name in &table.config.internal_only_headers {
             parts.headers.remove(name);

@@ -13,8 +13,8 @@ use crate::access_log::Flag;
 use crate::config::model::{ClusterChoice, Forward, HashPolicy, Priority, RetryPolicy};
 use crate::tls::ConnectOptions;
 use crate::upstream::{
-    Cluster, Host, HttpOptions, LbContext, RequestBody, ResponseBody, RetryGuard, SendErrorKind, UpstreamError,
-    UpstreamErrorKind,
+    Cluster, Host, HttpOptions, IMMEDIATE_FAIL, LbContext, RequestBody, ResponseBody, RetryGuard, SendErrorKind,
+    UpstreamError, UpstreamErrorKind,
 };
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Uri};
@@ -305,6 +305,9 @@ async fn attempt(
                     upstream.response_first = Some(now);
                 }
                 host.stats.charge_response(response.status());
+                if cluster.is_checked() && response.headers().contains_key(IMMEDIATE_FAIL) {
+                    cluster.fail_at_once(&host);
+                }
                 return Ok(response);
             }
             Ok(Err(_)) if exchange.request_fault().is_some() => return Err(Ended::Client),
@@ -460,7 +463,7 @@ fn refuse(exchange: &mut Exchange, failed: &Failed, retries: u32) -> Reply {
 
 /// Whether the router is told to add no `x-envoy-` headers.
 pub(super) fn suppresses(exchange: &Exchange) -> bool {
-    exchange.down.manager.config.router.as_ref().is_some_and(|r| r.suppress_envoy_headers)
+    exchange.down.manager.suppresses_envoy_headers()
 }
 
 fn reset_details(reason: &str, detail: &str) -> Cow<'static, str> {

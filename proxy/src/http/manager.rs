@@ -3,11 +3,12 @@
 use super::routes::RouteTable;
 use super::stats::HttpStats;
 use crate::access_log::AccessLogs;
-use crate::config::ConfigError;
-use crate::config::model::{HcmConfig, RouteSource};
+use crate::config::model::{DeliveredFilter, ExtensionConfig, HcmConfig, HttpFilterConfig, RouteSource};
+use crate::config::{ConfigError, both, refuse_enabled};
+use crate::dynamic_filter::DynamicFilter;
 use crate::network::{Connection, Worker};
 use crate::services::Services;
-use crate::slots::{Key, Slot};
+use crate::slots::{Commit, Follower, Key, Slot};
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
@@ -19,13 +20,34 @@ pub struct ConnectionManager {
     pub(super) stats: HttpStats,
     pub(super) logs: AccessLogs,
     routes: Routes,
+    /// Filters that come by ECDS; those that are disabled are only subscribed to.
+    dynamic: Vec<HttpFilter>,
     pub(super) h1: hyper::server::conn::http1::Builder,
     pub(super) h2: hyper::server::conn::http2::Builder<super::connection::LocalExec>,
 }
 
+struct HttpFilter {
+    filter: DynamicFilter<ExtensionConfig>,
+    disabled: bool,
+}
+
 enum Routes {
     Inline(Arc<RouteTable>),
-    Rds(Arc<Slot<RouteTable>>),
+    Rds {
+        slot: Arc<Slot<RouteTable>>,
+        /// Keeps tables out that enable what is disabled here; `None`: any may come.
+        _gate: Option<Arc<dyn Follower<RouteTable>>>,
+    },
+}
+
+/// Keeps out route tables that enable a filter which this connection manager has disabled and must not pass by.
+struct Gate(Arc<[Box<str>]>);
+
+impl Follower<RouteTable> for Gate {
+    fn prepare(&self, table: &Arc<RouteTable>) -> Result<Commit, ConfigError> {
+        refuse_enabled(&self.0, &table.config)?;
+        Ok(Box::new(|| {}))
+    }
 }
 
 impl ConnectionManager {
@@ -40,14 +62,25 @@ impl ConnectionManager {
     ) -> Result<Arc<ConnectionManager>, ConfigError> {
         let routes = match &config.routes {
             RouteSource::Inline(routes) => {
-                Routes::Inline(RouteTable::compile(routes.clone(), services).map_err(|e| e.inside("route_config"))?)
+                RouteTable::compile(routes.clone(), services).map(Routes::Inline).map_err(|e| e.inside("route_config"))
             }
             RouteSource::Rds { name, source } => {
                 let key = Key { name: name.clone(), source: Some(source.clone()) };
-                Routes::Rds(services.routes.slot_counted(key, &format!("http.{}.", config.stat_prefix)))
+                let slot = services.routes.slot_counted(key, &format!("http.{}.", config.stat_prefix));
+                let gate = (!config.disabled_guards.is_empty())
+                    .then(|| Arc::new(Gate(config.disabled_guards.clone())) as Arc<dyn Follower<RouteTable>>);
+                let followed = gate.as_ref().map_or(Ok(()), |gate| slot.follow(gate).map_err(|e| e.inside("rds")));
+                followed.map(|()| Routes::Rds { slot, _gate: gate })
             }
         };
-        let logs = AccessLogs::compile(&config.access_log, &services.log_files).map_err(|e| e.inside("access_log"))?;
+        let logs = AccessLogs::compile(&config.access_log, &services.log_files).map_err(|e| e.inside("access_log"));
+        let (routes, logs) = both(routes, logs)?;
+        let mut dynamic = Vec::new();
+        for HttpFilterConfig::Dynamic { filter, disabled } in &config.http_filters {
+            // what may come has nothing to build
+            let filter = DynamicFilter::new(filter, services, |delivered| Ok(delivered.clone()));
+            dynamic.push(HttpFilter { filter: filter.map_err(|e| e.inside("http_filters"))?, disabled: *disabled });
+        }
         let registry = &services.registry;
         let stats = HttpStats::resolve(
             &registry.scope(&format!("http.{}.", config.stat_prefix)),
@@ -61,30 +94,59 @@ impl ConnectionManager {
             stats,
             logs,
             routes,
+            dynamic,
         }))
     }
 
-    /// Whether its routes are here, or the wait for them was given up.
+    /// Whether its routes and filters are here, or the wait for them was given up.
     pub fn is_settled(&self) -> bool {
-        match &self.routes {
+        let routes = match &self.routes {
             Routes::Inline(_) => true,
-            Routes::Rds(slot) => slot.is_settled(),
-        }
+            Routes::Rds { slot, .. } => slot.is_settled(),
+        };
+        routes && self.dynamic.iter().all(|dynamic| dynamic.filter.is_settled())
     }
 
-    /// Name of the route configuration that it waits for.
-    pub fn awaited(&self) -> Option<Arc<str>> {
-        match &self.routes {
-            Routes::Rds(slot) if !slot.is_settled() => Some(slot.key.name.clone()),
-            Routes::Rds(_) | Routes::Inline(_) => None,
-        }
+    /// What it waits for, as Envoy names such targets.
+    pub fn awaited(&self) -> Vec<String> {
+        let routes = match &self.routes {
+            Routes::Rds { slot, .. } if !slot.is_settled() => {
+                Some(format!("target RdsRouteConfigSubscription RDS local-init-target {}", slot.key.name))
+            }
+            Routes::Rds { .. } | Routes::Inline(_) => None,
+        };
+        self.dynamic.iter().filter_map(|dynamic| dynamic.filter.awaited()).chain(routes).collect()
     }
 
     /// Returns when `is_settled` first holds.
     pub async fn settled(&self) {
-        if let Routes::Rds(slot) = &self.routes {
+        for dynamic in &self.dynamic {
+            dynamic.filter.settled().await;
+        }
+        if let Routes::Rds { slot, .. } = &self.routes {
             slot.settled().await;
         }
+    }
+
+    /// Whether a filter was not delivered: requests must not be served without it.
+    pub(super) fn lacks_filter(&self) -> bool {
+        self.dynamic.iter().any(|dynamic| !dynamic.disabled && dynamic.filter.is_missing())
+    }
+
+    /// Whether its filters end in a router, in place or delivered.
+    pub(super) fn has_router(&self) -> bool {
+        self.config.router.is_some() || self.dynamic.last().is_some_and(|dynamic| dynamic.filter.config().last)
+    }
+
+    /// Whether the router is told to add no `x-envoy-` headers.
+    pub(super) fn suppresses_envoy_headers(&self) -> bool {
+        if let Some(router) = &self.config.router {
+            return router.suppress_envoy_headers;
+        }
+        let delivered = self.dynamic.last().and_then(|dynamic| dynamic.filter.load());
+        delivered.is_some_and(
+            |delivered| matches!(&delivered.filter, DeliveredFilter::Router(router) if router.suppress_envoy_headers),
+        )
     }
 
     /// Serves the connection to its end: HTTP/1.1 or HTTP/2, upgrades included.
@@ -96,7 +158,7 @@ impl ConnectionManager {
     pub(super) fn routes(&self) -> Option<Arc<RouteTable>> {
         match &self.routes {
             Routes::Inline(table) => Some(table.clone()),
-            Routes::Rds(slot) => slot.load(),
+            Routes::Rds { slot, .. } => slot.load(),
         }
     }
 }

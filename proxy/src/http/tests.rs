@@ -27,6 +27,7 @@ fn hcm() -> HcmConfig {
         codec: CodecType::Auto,
         routes: RouteSource::Inline(Arc::new(routes(Vec::new()))),
         http_filters: Vec::new(),
+        disabled_guards: Arc::default(),
         router: Some(RouterConfig::default()),
         access_log: Vec::new(),
         server_name: HeaderValue::from_static("envoy"),
@@ -85,6 +86,7 @@ fn routes(routes: Vec<Route>) -> RouteConfig {
         ignore_path_parameters_in_path_matching: false,
         most_specific_header_mutations_wins: false,
         validate_clusters: false,
+        enabled_filters: Default::default(),
     }
 }
 
@@ -147,9 +149,9 @@ fn cluster(name: &str, address: SocketAddr, protocol: UpstreamProtocol) -> Clust
         health: HealthStatus::Healthy,
         weight: 1,
         metadata: None,
+        check: None,
     };
-    let locality =
-        LocalityEndpoints { locality: Locality::default(), priority: 0, weight: None, endpoints: vec![endpoint] };
+    let locality = LocalityEndpoints { locality: Locality::default(), priority: 0, endpoints: vec![endpoint] };
     let discovery = ClusterDiscovery::Static(LoadAssignment {
         cluster_name: name.into(),
         localities: vec![locality],
@@ -176,10 +178,11 @@ impl Proxy {
         let assignments = Arc::new(Store::new(Kind::Assignment, mpsc::unbounded_channel().0));
         let drain = Drain::root(Strategy::Immediate);
         let services = Arc::new(Services {
-            clusters: ClusterManager::new(registry.clone(), secrets.clone(), assignments, None),
+            clusters: ClusterManager::new(registry.clone(), secrets.clone(), assignments),
             registry,
             secrets,
             routes: Arc::new(Store::<RouteTable>::new(Kind::Route, mpsc::unbounded_channel().0)),
+            extensions: Arc::new(Store::new(Kind::Extension, mpsc::unbounded_channel().0)),
             log_files: LogFiles::new(Duration::from_secs(10)),
             drain: drain.clone(),
             node_id: String::new(),

@@ -58,9 +58,9 @@ impl<T> Default for ByIp<T> {
 }
 
 impl<T: Default> ByIp<T> {
-    /// The place of a prefix; `None` and prefixes of length 0 are any address.
+    /// The place of a prefix; `None` is any address. One of length 0 is every address of its family.
     fn entry(&mut self, net: Option<IpNet>) -> &mut T {
-        let Some(net) = net.filter(|net| net.prefix_len() > 0).map(|net| net.trunc()) else {
+        let Some(net) = net.map(|net| net.trunc()) else {
             return self.any.get_or_insert_default();
         };
         let length = net.prefix_len();
@@ -88,16 +88,18 @@ impl<T> ByIp<T> {
 
 impl ChainMatch {
     /// # Errors
-    /// Two chains that could not be told apart, and server names that cannot be matched.
+    /// Chains that could not be told apart from others, and server names that cannot be matched.
     pub fn compile(chains: &[FilterChainConfig]) -> Result<ChainMatch, ConfigError> {
         let mut compiled = ChainMatch::default();
+        let mut problems = Vec::new();
         for (at, chain) in chains.iter().enumerate() {
             let path = format!("filter_chains[{at}].filter_chain_match");
             if let Some(name) = chain.matcher.server_names.iter().find(|n| n.trim_start_matches("*.").contains('*')) {
                 let message = format!("{name:?}: partial wildcards are not supported in server_names");
-                return Err(ConfigError::new(path, message));
+                problems.push(ConfigError::new(path, message));
+                continue;
             }
-            compiled.insert(&chain.matcher, at).map_err(|taken: usize| {
+            if let Err(taken) = compiled.insert(&chain.matcher, at) {
                 let taken = &chains[taken];
                 let message = if taken.matcher == chain.matcher {
                     format!(
@@ -110,10 +112,10 @@ impl ChainMatch {
                         taken.name, chain.name
                     )
                 };
-                ConfigError::new(path, message)
-            })?;
+                problems.push(ConfigError::new(path, message));
+            }
         }
-        Ok(compiled)
+        ConfigError::all(problems).map_or(Ok(compiled), Err)
     }
 
     fn insert(&mut self, matcher: &FilterChainMatch, chain: usize) -> Result<(), usize> {
@@ -204,6 +206,7 @@ mod tests {
             transport: DownstreamTransport::Raw,
             transport_connect_timeout: None,
             filters: Vec::new(),
+            terminal: 0,
             hash: 0,
         }
     }
@@ -239,6 +242,15 @@ mod tests {
             tls: c.tls,
             application_protocols: &c.alpn,
         })
+    }
+
+    #[test]
+    fn everything_of_one_family_is_not_everything() {
+        let net = |net: &str| FilterChainMatch { prefix_ranges: vec![net.parse().unwrap()], ..any() };
+        let chains = [any(), net("0.0.0.0/0"), net("::/0")];
+        assert_eq!(find(&chains, &conn()), Some(1));
+        assert_eq!(find(&chains, &Conn { local: "[fd00::1]:80", peer: "[fd00::2]:1", ..conn() }), Some(2));
+        assert_eq!(find(&[any(), net("::/0")], &conn()), Some(0));
     }
 
     #[test]

@@ -3,13 +3,18 @@
 use super::chain_match::ChainMatch;
 use super::stats::ListenerStats;
 use crate::access_log::AccessLogs;
-use crate::config::model::{Address, DownstreamTransport, FilterChainConfig, ListenerConfig, ListenerFilterConfig};
+use crate::config::model::{
+    Address, DeliveredFilter, DownstreamTransport, ExtensionConfig, FilterChainConfig, ListenerConfig,
+    ListenerFilterConfig, ListenerFilterKind,
+};
 use crate::config::{ConfigError, both, each_of};
 use crate::drain::Drain;
+use crate::dynamic_filter::DynamicFilter;
 use crate::network::NetworkChain;
 use crate::services::Services;
 use crate::stats::Scope;
 use crate::tls::DownstreamContext;
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,8 +34,10 @@ pub(super) struct Listener {
     chain_match: ChainMatch,
     chains: Vec<Arc<Chain>>,
     default_chain: Option<Arc<Chain>>,
-    /// Whether the destination is restored before anything is judged.
-    pub restores_destination: bool,
+    /// Whether the destination is restored before anything is judged, as far as filters that stand in place say.
+    restores_destination: bool,
+    /// Listener filters that come by ECDS, in order.
+    dynamic: Vec<DynamicFilter<ExtensionConfig>>,
     pub access_logs: Option<AccessLogs>,
     pub stats: Arc<ListenerStats>,
     pub drain: Drain,
@@ -66,17 +73,61 @@ impl Listener {
         };
         let chain_match = ChainMatch::compile(&config.filter_chains);
         let chains = each_of("filter_chains", &config.filter_chains, make);
-        let (chain_match, chains) = both(chain_match, chains)?;
         let default_chain =
-            config.default_filter_chain.as_ref().map(make).transpose().map_err(|e| e.inside("default_filter_chain"))?;
+            config.default_filter_chain.as_ref().map(make).transpose().map_err(|e| e.inside("default_filter_chain"));
         let access_logs = match config.access_log.as_slice() {
-            [] => None,
-            logs => Some(AccessLogs::compile(logs, &services.log_files).map_err(|e| e.inside("access_log"))?),
+            [] => Ok(None),
+            logs => AccessLogs::compile(logs, &services.log_files).map(Some).map_err(|e| e.inside("access_log")),
         };
+        let ((chain_match, chains), (default_chain, access_logs)) =
+            both(both(chain_match, chains), both(default_chain, access_logs))?;
         let stats = kept.map_or_else(|| Arc::new(ListenerStats::new(&scope, workers)), |old| old.stats.clone());
         let restores_destination = config.use_original_dst
             || config.listener_filters.iter().any(|f| matches!(f, ListenerFilterConfig::OriginalDst));
-        Ok(Listener { chain_match, chains, default_chain, restores_destination, access_logs, stats, drain, config })
+        let mut dynamic = Vec::new();
+        for filter in &config.listener_filters {
+            if let ListenerFilterConfig::Dynamic(filter, _) = filter {
+                let filter = DynamicFilter::new(filter, services, |delivered| Ok(delivered.clone()));
+                dynamic.push(filter.map_err(|e| e.inside("listener_filters"))?);
+            }
+        }
+        Ok(Listener {
+            chain_match,
+            chains,
+            default_chain,
+            restores_destination,
+            dynamic,
+            access_logs,
+            stats,
+            drain,
+            config,
+        })
+    }
+
+    /// Whether the destination is restored before anything is judged.
+    pub fn restores_destination(&self) -> bool {
+        let is_original_dst = |filter: &DynamicFilter<ExtensionConfig>| {
+            let kind = filter.load().map(|delivered| listener_filter(&delivered));
+            kind.flatten() == Some(ListenerFilterKind::OriginalDst)
+        };
+        self.restores_destination || self.dynamic.iter().any(is_original_dst)
+    }
+
+    /// The listener filters as they are now; `None` when one was not delivered: connections must not do without it.
+    pub fn filters(&self) -> Option<Cow<'_, [ListenerFilterConfig]>> {
+        if self.dynamic.is_empty() {
+            return Some(Cow::Borrowed(&self.config.listener_filters));
+        }
+        let mut dynamic = self.dynamic.iter();
+        let now = self.config.listener_filters.iter().map(|filter| {
+            let ListenerFilterConfig::Dynamic(_, disabled) = filter else { return Some(filter.clone()) };
+            Some(match listener_filter(&*dynamic.next()?.load()?)? {
+                ListenerFilterKind::OriginalDst => ListenerFilterConfig::OriginalDst,
+                ListenerFilterKind::TlsInspector => ListenerFilterConfig::TlsInspector(disabled.clone()),
+                ListenerFilterKind::HttpInspector => ListenerFilterConfig::HttpInspector(disabled.clone()),
+            })
+        });
+        now.collect::<Option<Vec<_>>>().map(Cow::Owned)
     }
 
     fn all_chains(&self) -> impl Iterator<Item = &Arc<Chain>> {
@@ -106,16 +157,15 @@ impl Listener {
     }
 
     pub fn is_settled(&self) -> bool {
-        self.all_chains().all(|c| c.network.is_settled() && c.tls.as_ref().is_none_or(|tls| tls.is_settled()))
+        self.dynamic.iter().all(DynamicFilter::is_settled)
+            && self.all_chains().all(|c| c.network.is_settled() && c.tls.as_ref().is_none_or(|tls| tls.is_settled()))
     }
 
     /// What it waits for, as Envoy names such targets.
     pub fn awaited(&self) -> Vec<String> {
-        let mut targets = Vec::new();
+        let mut targets: Vec<String> = self.dynamic.iter().filter_map(DynamicFilter::awaited).collect();
         for chain in self.all_chains() {
-            let routes = chain.network.awaited();
-            targets
-                .extend(routes.map(|name| format!("target RdsRouteConfigSubscription RDS local-init-target {name}")));
+            targets.extend(chain.network.awaited());
             let secrets = chain.tls.iter().flat_map(|tls| tls.awaited());
             targets.extend(secrets.map(|name| format!("target SdsApi {name}")));
         }
@@ -124,12 +174,22 @@ impl Listener {
     }
 
     pub async fn settled(&self) {
+        for filter in &self.dynamic {
+            filter.settled().await;
+        }
         for chain in self.all_chains() {
             chain.network.settled().await;
             if let Some(tls) = &chain.tls {
                 tls.settled().await;
             }
         }
+    }
+}
+
+fn listener_filter(delivered: &ExtensionConfig) -> Option<ListenerFilterKind> {
+    match &delivered.filter {
+        DeliveredFilter::Listener(kind) => Some(*kind),
+        DeliveredFilter::Passed | DeliveredFilter::Router(_) | DeliveredFilter::Network(_) => None,
     }
 }
 
@@ -141,18 +201,19 @@ impl Chain {
         listener_drain: &Drain,
     ) -> Result<Chain, ConfigError> {
         let tls = match &config.transport {
-            DownstreamTransport::Raw => None,
-            DownstreamTransport::Tls(tls) => Some(
-                DownstreamContext::new(tls.clone(), &services.secrets, scope)
-                    .map_err(|e| e.inside("typed_config").inside("transport_socket"))?,
-            ),
+            DownstreamTransport::Raw => Ok(None),
+            DownstreamTransport::Tls(tls) => DownstreamContext::new(tls.clone(), &services.secrets, scope)
+                .map(Some)
+                .map_err(|e| e.inside("typed_config").inside("transport_socket")),
         };
+        let network = NetworkChain::compile(&config.filters, config.terminal, scope.prefix(), services);
+        let (tls, network) = both(tls, network)?;
         Ok(Chain {
             name: config.name.clone(),
             hash: config.hash,
             tls,
             connect_timeout: config.transport_connect_timeout,
-            network: NetworkChain::compile(&config.filters, scope.prefix(), services)?,
+            network,
             drain: listener_drain.child(),
         })
     }

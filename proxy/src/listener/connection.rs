@@ -72,6 +72,10 @@ pub(super) async fn serve(socket: Socket, entry: Rc<Entry>, table: Rc<Table>, wo
             listener.stats.no_filter_chain_match.inc();
             Refused::NoChain
         }
+        Some(chain) if chain.network.lacks_filter() => {
+            listener.stats.network_extension_config_missing.inc();
+            Refused::Silently
+        }
         Some(chain) => match transport(&listener, &chain, socket).await {
             Ok((transport, tls)) => {
                 let info = describe(&listener, &chain.name, &addresses, detected, started.0, tls, None);
@@ -99,7 +103,7 @@ fn addresses(socket: &Socket, listener: &Listener) -> std::io::Result<Addresses>
         Socket::Tcp(tcp) => (unmapped(tcp.peer_addr()?), unmapped(tcp.local_addr()?)),
         Socket::Unix(_) => (nowhere, nowhere),
     };
-    let original = match listener.restores_destination {
+    let original = match listener.restores_destination() {
         true => original_dst(socket, local, listener.config.transparent),
         false => None,
     };
@@ -113,9 +117,12 @@ async fn detect(listener: &Listener, socket: &Socket, port: u16) -> Option<Detec
     if config.listener_filters.is_empty() {
         return Some(detected);
     }
+    let Some(current) = listener.filters() else {
+        listener.stats.extension_config_missing.inc();
+        return None;
+    };
     let _counted = listener.stats.pre_connection();
-    let inspecting =
-        filters::inspect(&config.listener_filters, socket, port, &listener.stats.inspectors, &mut detected);
+    let inspecting = filters::inspect(&current, socket, port, &listener.stats.inspectors, &mut detected);
     let result = match config.listener_filters_timeout {
         // no bound: a client that waits for the server to speak first waits for ever, as in Envoy
         None => inspecting.await,

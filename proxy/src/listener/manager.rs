@@ -441,20 +441,34 @@ impl ListenerManager {
         }
     }
 
+    /// Those that run; before the workers start, those that will, too.
     pub fn views(&self) -> Vec<ListenerView> {
         let state = self.state.borrow();
-        let live = state.listeners.iter().filter_map(|(name, slot)| slot.live.as_ref().map(|live| (name, live)));
-        live.map(|(name, live)| {
-            let bound = live.listener.config.bind_to_port;
-            let mut addresses = live.addresses.iter().copied();
-            let first = addresses.next().flatten().filter(|_| bound);
-            ListenerView {
-                name: name.clone(),
-                addresses: first.into_iter().collect(),
-                additional: addresses.flatten().filter(|_| bound).collect(),
-            }
-        })
-        .collect()
+        let started = state.started;
+        let shown = state.listeners.iter().filter_map(|(name, slot)| {
+            let (listener, addresses) = match (&slot.live, &slot.warming) {
+                (Some(live), _) => (&live.listener, &live.addresses[..]),
+                (None, Some(warming)) if !started => {
+                    (&warming.listener, warming.bound.as_ref().map_or(&[][..], |bound| &bound.addresses[..]))
+                }
+                _ => return None,
+            };
+            Some((name, listener, addresses))
+        });
+        shown
+            .map(|(name, listener, bound)| {
+                let config = &listener.config;
+                let at = |n: usize| bound.get(n).copied().flatten().filter(|_| config.bind_to_port);
+                let all = addresses(config).enumerate();
+                let mut real = (0..bound.len()).map(at);
+                ListenerView {
+                    name: name.clone(),
+                    shown: all.map(|(n, address)| at(n).map_or_else(|| address.clone(), Address::Socket)).collect(),
+                    addresses: real.next().flatten().into_iter().collect(),
+                    additional: real.flatten().collect(),
+                }
+            })
+            .collect()
     }
 
     fn count(&self, state: &State) {

@@ -18,6 +18,7 @@ pub use compiled::check;
 pub use manager::ListenerManager;
 pub use worker::{Order, run_worker};
 
+use crate::config::model::Address;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -25,6 +26,8 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub struct ListenerView {
     pub name: Arc<str>,
+    /// All addresses in the order of the configuration, with the real port where one is bound.
+    pub shown: Vec<Address>,
     /// Addresses bound, with the real port where 0 was configured; empty for those without sockets.
     pub addresses: Vec<SocketAddr>,
     pub additional: Vec<SocketAddr>,

@@ -10,11 +10,16 @@ pub(super) struct ListenerStats {
     pub cx_destroy: Counter,
     pub cx_length_ms: Histogram,
     pub cx_transport_socket_connect_timeout: Counter,
+    pub cx_overflow: Counter,
+    pub global_cx_overflow: Counter,
     pub pre_cx_active: Gauge,
     pub pre_cx_timeout: Counter,
     pub listener_filter_error: Counter,
     pub listener_filter_remote_close: Counter,
     pub no_filter_chain_match: Counter,
+    /// A listener filter, or a network filter, was not delivered by ECDS.
+    pub extension_config_missing: Counter,
+    pub network_extension_config_missing: Counter,
     /// By worker: total and active.
     workers: Vec<(Counter, Gauge)>,
     pub inspectors: InspectorStats,
@@ -23,21 +28,23 @@ pub(super) struct ListenerStats {
 impl ListenerStats {
     /// `scope` is `listener.<address>.`.
     pub fn new(scope: &Scope, workers: usize) -> ListenerStats {
-        // never reached here, and dashboards look for them
-        for name in ["downstream_cx_overflow", "downstream_cx_overload_reject", "downstream_global_cx_overflow"] {
-            scope.counter(name);
-        }
+        // never reached here, and dashboards look for it
+        scope.counter("downstream_cx_overload_reject");
         ListenerStats {
             cx_total: scope.counter("downstream_cx_total"),
             cx_active: scope.gauge("downstream_cx_active"),
             cx_destroy: scope.counter("downstream_cx_destroy"),
             cx_length_ms: scope.histogram("downstream_cx_length_ms", Unit::Milliseconds),
             cx_transport_socket_connect_timeout: scope.counter("downstream_cx_transport_socket_connect_timeout"),
+            cx_overflow: scope.counter("downstream_cx_overflow"),
+            global_cx_overflow: scope.counter("downstream_global_cx_overflow"),
             pre_cx_active: scope.gauge("downstream_pre_cx_active"),
             pre_cx_timeout: scope.counter("downstream_pre_cx_timeout"),
             listener_filter_error: scope.counter("downstream_listener_filter_error"),
             listener_filter_remote_close: scope.counter("downstream_listener_filter_remote_close"),
             no_filter_chain_match: scope.counter("no_filter_chain_match"),
+            extension_config_missing: scope.counter("extension_config_missing"),
+            network_extension_config_missing: scope.counter("network_extension_config_missing"),
             workers: (0..workers)
                 .map(|n| scope.scope(&format!("worker_{n}.")))
                 .map(|w| (w.counter("downstream_cx_total"), w.gauge("downstream_cx_active")))

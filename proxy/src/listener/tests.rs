@@ -28,12 +28,13 @@ fn world() -> World {
     let wants = || mpsc::unbounded_channel().0;
     let secrets = Secrets::new(Store::new(Kind::Secret, wants()));
     let assignments = Arc::new(Store::new(Kind::Assignment, wants()));
-    let clusters = ClusterManager::new(registry.clone(), secrets.clone(), assignments, None);
+    let clusters = ClusterManager::new(registry.clone(), secrets.clone(), assignments);
     let services = Arc::new(Services {
         registry,
         secrets,
         clusters: clusters.clone(),
         routes: Arc::new(Store::new(Kind::Route, wants())),
+        extensions: Arc::new(Store::new(Kind::Extension, wants())),
         log_files: LogFiles::new(Duration::from_secs(1)),
         drain: Drain::root(Strategy::Gradual),
         node_id: String::new(),
@@ -81,9 +82,9 @@ impl World {
             health: HealthStatus::Healthy,
             weight: 1,
             metadata: None,
+            check: None,
         };
-        let locality =
-            LocalityEndpoints { locality: Locality::default(), priority: 0, weight: None, endpoints: vec![endpoint] };
+        let locality = LocalityEndpoints { locality: Locality::default(), priority: 0, endpoints: vec![endpoint] };
         let assignment =
             LoadAssignment { cluster_name: name.into(), localities: vec![locality], overprovisioning_factor: 140 };
         let config = ClusterConfig::new(name, ClusterDiscovery::Static(assignment));
@@ -108,6 +109,7 @@ fn chain(cluster: &str, hash: u64) -> FilterChainConfig {
         transport: DownstreamTransport::Raw,
         transport_connect_timeout: None,
         filters: vec![NetworkFilterConfig::TcpProxy(Arc::new(proxy))],
+        terminal: 0,
         hash,
     }
 }
@@ -136,6 +138,8 @@ pub(super) fn listener(chains: Vec<FilterChainConfig>) -> ListenerConfig {
         per_connection_buffer_limit_bytes: 1 << 20,
         access_log: Vec::new(),
         drain_modify_only: false,
+        connection_limit: Default::default(),
+        global_connection_limit: None,
         shell_hash: 1,
     }
 }
@@ -349,7 +353,8 @@ fn what_cannot_be_bound_is_refused_and_says_what_to_check() {
         let error = w.manager.add_or_update(Arc::new(config), true).err().unwrap().to_string();
         assert!(error.contains("has duplicate address"), "{error}");
         assert_eq!(w.value("listener_manager.listener_create_failure"), 2);
-        assert!(w.manager.views()[0].addresses.is_empty());
+        let [view] = &w.manager.views()[..] else { panic!("one listener") };
+        assert_eq!((view.addresses.len(), &view.shown[..]), (0, &[Address::Socket(taken.local_addr().unwrap())][..]));
     });
 }
 
@@ -362,8 +367,10 @@ fn a_unix_socket_is_a_listener_too() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let mut config = listener(vec![chain("one", 1)]);
-        config.address = Address::Pipe { path: path.clone(), mode: 0o600 };
+        let address = Address::Pipe { path: path.clone(), mode: 0o600 };
+        config.address = address.clone();
         w.add(config);
+        assert_eq!(w.manager.views()[0].shown, [address]);
         tokio::task::yield_now().await;
         let mut stream = tokio::net::UnixStream::connect(path).await.unwrap();
         let mut got = [0; 3];

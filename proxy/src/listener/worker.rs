@@ -8,6 +8,7 @@ use super::compiled::Listener;
 use super::connection;
 use crate::net::Socket;
 use crate::network::Worker;
+use crate::runtime::Admitted;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
@@ -260,13 +261,34 @@ impl Drop for Active {
     }
 }
 
+/// Counts a connection in where runtime limits them; `None`: it is one too many.
+fn admit(listener: &Listener) -> Option<(Admitted, Option<Admitted>)> {
+    let global = match &listener.config.global_connection_limit {
+        None => None,
+        Some(limit) => match limit.admit() {
+            None => {
+                listener.stats.global_cx_overflow.inc();
+                return None;
+            }
+            admitted => admitted,
+        },
+    };
+    let own = listener.config.connection_limit.admit();
+    if own.is_none() {
+        listener.stats.cx_overflow.inc();
+    }
+    Some((own?, global))
+}
+
 fn spawn(socket: Socket, entry: &Rc<Entry>, table: &Rc<Table>, worker: &Rc<Worker>) {
+    // dropping the socket closes it
+    let Some(admitted) = admit(&entry.listener()) else { return };
     table.active.set(table.active.get() + 1);
     let active = Active(table.clone());
     let serving = connection::serve(socket, entry.clone(), table.clone(), worker.clone());
     tokio::task::spawn_local(async move {
         serving.await;
-        drop(active);
+        drop((active, admitted));
     });
 }
 

@@ -5,19 +5,22 @@
 //! (`envoy.config.bootstrap.v3.LayeredRuntime`, "Runtime" in Envoy's operations guide).
 
 mod disk;
+mod limit;
 mod live;
 mod stats;
 mod watch;
 
 pub use disk::DiskLayer;
+pub use limit::{Admitted, LiveLimit};
 pub use live::{Fraction, LiveFraction};
 pub use watch::follow_disk;
 
 use crate::stats::Registry;
+use limit::Limits;
 use live::Cells;
 use serde_json::Value;
 use stats::RuntimeStats;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Values of one layer, by key; nested keys are joined with dots.
@@ -25,6 +28,9 @@ pub type Values = BTreeMap<String, Value>;
 
 /// Bound of all keys that the admin interface may set, so that a loop of requests cannot fill the memory.
 const MAX_ADMIN_KEYS: usize = 10_000;
+
+/// Bound of the keys that are remembered as asked for: their names come from configuration.
+const MAX_ASKED: usize = 100_000;
 
 /// A layer of the bootstrap.
 #[derive(Debug, Clone)]
@@ -72,6 +78,9 @@ struct State {
     /// Layers over each other.
     merged: Values,
     cells: Cells,
+    limits: Limits,
+    /// Keys that something has read.
+    asked: HashSet<String>,
     /// What happened since the stats were last shown.
     loads: u64,
     load_errors: u64,
@@ -173,17 +182,41 @@ impl Runtime {
 
     /// The number under a key.
     pub fn number(&self, key: &str) -> Option<f64> {
-        self.state().merged.get(key).and_then(as_number)
+        let mut state = self.state();
+        state.ask(key);
+        state.merged.get(key).and_then(as_number)
     }
 
     /// The truth value under a key.
     pub fn flag(&self, key: &str) -> Option<bool> {
-        self.state().merged.get(key).and_then(as_flag)
+        let mut state = self.state();
+        state.ask(key);
+        state.merged.get(key).and_then(as_flag)
+    }
+
+    /// The limit of that key; its count is shared by all who ask for it.
+    pub fn live_limit(&self, key: &str) -> LiveLimit {
+        let mut state = self.state();
+        state.ask(key);
+        let State { merged, limits, .. } = &mut *state;
+        limits.limit(key, merged)
+    }
+
+    /// Whether any key that starts so has a value.
+    pub fn has_under(&self, prefix: &str) -> bool {
+        self.state().merged.range(prefix.to_owned()..).next().is_some_and(|(key, _)| key.starts_with(prefix))
+    }
+
+    /// Keys that have a value and that nothing has read so far.
+    pub fn unread(&self) -> Vec<String> {
+        let state = self.state();
+        state.merged.keys().filter(|key| !state.asked.contains(*key)).cloned().collect()
     }
 
     /// A fraction that the key may override: with a percentage, or with a fraction of its own.
     pub fn live_fraction(&self, key: &str, default: Fraction) -> LiveFraction {
         let mut state = self.state();
+        state.ask(key);
         let State { merged, cells, .. } = &mut *state;
         LiveFraction::new(default, (!key.is_empty()).then(|| cells.fraction(key, merged)))
     }
@@ -214,6 +247,12 @@ impl Runtime {
 }
 
 impl State {
+    fn ask(&mut self, key: &str) {
+        if !key.is_empty() && !self.asked.contains(key) && self.asked.len() < MAX_ASKED {
+            self.asked.insert(key.to_owned());
+        }
+    }
+
     fn load(&mut self, at: usize) {
         let Some((layer, values)) = self.layers.get_mut(at) else { return };
         match &layer.source {
@@ -243,6 +282,7 @@ impl State {
             self.merged.extend(values.iter().map(|(key, value)| (key.clone(), value.clone())));
         }
         self.cells.refresh(&self.merged);
+        self.limits.refresh(&self.merged);
     }
 }
 

@@ -4,18 +4,18 @@ use super::logging;
 use super::memory::Memory;
 use super::state::Lifecycle;
 use crate::admin::{
-    AdminSource, ClusterView, ConfigDumpQuery, DrainOptions, EdsHealth, HealthView, HostView, LedgerQuery,
-    ListenerView, MemoryView, Pieces, Refusal, RuntimeView, ServerInfo, Thresholds,
+    AdminSource, ConfigDumpQuery, DrainOptions, LedgerQuery, ListenerView, MemoryView, MessagePieces, Pieces, Refusal,
+    RuntimeView, ServerInfo,
 };
 use crate::cli::Options;
-use crate::config::model::{self, Address, Bootstrap, HealthStatus};
+use crate::config::model::Bootstrap;
 use crate::discovery::{ClientStatus, Discovery, DumpParts, StaticConfig};
 use crate::listener::ListenerManager;
 use crate::runtime::Snapshot;
 use crate::services::Services;
 use crate::stats::Registry;
 use crate::tls::CertificateView;
-use crate::upstream::{ClusterStatus, HostStatus};
+use crate::upstream::ClusterStatus;
 use serde_json::{Value, json};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -68,15 +68,15 @@ impl AdminSource for Source {
         self.discovery.refresh_stats();
     }
 
-    fn clusters(&self) -> Vec<ClusterView> {
-        self.services.clusters.statuses().into_iter().map(cluster_view).collect()
+    fn clusters(&self) -> Box<dyn Iterator<Item = ClusterStatus>> {
+        Box::new(self.services.clusters.statuses())
     }
 
     fn listeners(&self) -> Vec<ListenerView> {
         let views = self.listeners.views().into_iter();
         views
             .filter_map(|view| {
-                let mut addresses = view.addresses.into_iter().chain(view.additional).map(Address::Socket);
+                let mut addresses = view.shown.into_iter();
                 let address = addresses.next()?;
                 Some(ListenerView { name: view.name.to_string(), address, additional_addresses: addresses.collect() })
             })
@@ -101,9 +101,9 @@ impl AdminSource for Source {
         ledger.page(query).map_err(|message| Refusal { status: 400, message })
     }
 
-    fn client_status(&self, request: &[u8]) -> Result<(usize, Pieces), Refusal> {
-        let (length, pieces) = self.clients(request)?.into_wire();
-        Ok((length, Box::new(pieces)))
+    fn client_status(&self, request: &[u8]) -> Result<MessagePieces, Refusal> {
+        let (pieces, prefix) = self.clients(request)?.into_wire();
+        Ok(MessagePieces { pieces: Box::new(pieces), prefix })
     }
 
     fn client_status_json(&self, request: &str) -> Result<Pieces, Refusal> {
@@ -183,60 +183,4 @@ impl AdminSource for Source {
 /// In the words of Envoy: the init manager of `name`, and what it waits for.
 fn unready(manager: &str, name: &str, targets: &[String]) -> Value {
     json!({ "name": format!("init manager {manager} {name}"), "target_names": targets })
-}
-
-fn cluster_view(status: ClusterStatus) -> ClusterView {
-    let [default_priority, high_priority] = status.thresholds.map(thresholds);
-    ClusterView {
-        name: status.name.to_string(),
-        observability_name: status.observability_name.to_string(),
-        added_via_api: status.added_via_api,
-        eds_service_name: status.eds_service_name.map(|n| n.to_string()).unwrap_or_default(),
-        default_priority,
-        high_priority,
-        outlier: None,
-        hosts: status.hosts.into_iter().map(host_view).collect(),
-    }
-}
-
-fn thresholds(t: model::Thresholds) -> Thresholds {
-    Thresholds {
-        max_connections: t.max_connections,
-        max_pending_requests: t.max_pending_requests,
-        max_requests: t.max_requests,
-        max_retries: t.max_retries,
-    }
-}
-
-fn host_view(host: HostStatus) -> HostView {
-    HostView {
-        address: host.address.0,
-        hostname: host.hostname.into(),
-        cx_active: host.cx_active,
-        cx_connect_fail: host.cx_connect_fail,
-        cx_total: host.cx_total,
-        rq_active: host.rq_active,
-        rq_error: host.rq_error,
-        rq_pending_active: host.rq_pending_active,
-        rq_success: host.rq_success,
-        rq_timeout: host.rq_timeout,
-        rq_total: host.rq_total,
-        health: HealthView {
-            eds: match host.eds_health {
-                HealthStatus::Unknown | HealthStatus::Healthy => EdsHealth::Healthy,
-                HealthStatus::Unhealthy | HealthStatus::Timeout => EdsHealth::Unhealthy,
-                HealthStatus::Degraded => EdsHealth::Degraded,
-                HealthStatus::Draining => EdsHealth::Draining,
-            },
-            ..HealthView::default()
-        },
-        weight: host.weight,
-        region: host.locality.region.to_string(),
-        zone: host.locality.zone.to_string(),
-        sub_zone: host.locality.sub_zone.to_string(),
-        canary: host.canary,
-        priority: host.priority,
-        success_rate: host.success_rate,
-        local_origin_success_rate: host.local_origin_success_rate,
-    }
 }

@@ -28,14 +28,16 @@ pub struct Notices {
     pub deprecated_fields: Vec<Deprecated>,
     /// Fields without effect.
     pub warnings: Vec<Warning>,
+    /// Fields without effect and unknown ones, those past the lists included.
+    pub warned: usize,
+    pub unknown: usize,
 }
 
 /// A field without effect.
 pub struct Warning {
     /// The resource that has it, as a person calls it: `cluster 'a'`; empty outside of static resources.
     pub resource: String,
-    pub path: String,
-    pub meaning: String,
+    pub of: config::Warning,
 }
 
 impl std::fmt::Display for Warning {
@@ -43,18 +45,20 @@ impl std::fmt::Display for Warning {
         if !self.resource.is_empty() {
             write!(f, "{}: ", self.resource)?;
         }
-        write!(f, "{}: {}", self.path, self.meaning)
+        write!(f, "{}", self.of)
     }
 }
 
 impl Notices {
     /// Adds what a conversion noticed.
     pub fn add(&mut self, notices: config::Notices, resources: &StaticResources) {
-        self.unknown_fields.extend(notices.unknown);
+        self.warned += notices.warned();
+        self.unknown += notices.unknown.len() + notices.more_unknown;
+        self.unknown_fields.extend(notices.unknown.into_iter().map(|unknown| unknown.path));
         self.deprecated_fields.extend(notices.deprecated);
-        self.warnings.extend(notices.warnings.into_iter().map(|(path, meaning)| {
-            let resource = resources.name_of(&path).unwrap_or_default();
-            Warning { resource, path, meaning }
+        self.warnings.extend(notices.warnings.into_iter().map(|warning| {
+            let resource = resources.name_of(&warning.path).unwrap_or_default();
+            Warning { resource, of: warning }
         }));
     }
 }
@@ -114,14 +118,13 @@ impl Input {
             }
             other => other,
         };
-        match node.and_then(|node| parse(BOOTSTRAP, &node, allowed, &mut self.problems)) {
-            Ok(parsed) => {
+        match node {
+            Ok(node) => {
+                let parsed = parse(BOOTSTRAP, &node, allowed, &mut self.problems);
                 self.bytes.extend(parsed.bytes);
-                if allowed {
-                    self.unknown_fields.extend(parsed.unknown_fields.into_iter().map(|field| field.path));
-                }
+                self.unknown_fields.extend(parsed.unknown_fields.into_iter().map(|field| field.path));
             }
-            Err(errors) => self.problems.extend(errors.into_iter().map(problem)),
+            Err(error) => self.problems.push(problem(error)),
         }
     }
 }
@@ -132,34 +135,19 @@ fn holds_resources(node: &Node) -> bool {
 }
 
 /// Reads a text as YAML or JSON.
-fn tree(text: &str, format: Format) -> Result<Node, Vec<LoadError>> {
+fn tree(text: &str, format: Format) -> Result<Node, LoadError> {
     match format {
         Format::Yaml => load_yaml(text, None),
         Format::Json => load_json(text, None),
     }
-    .map_err(|error| vec![error])
 }
 
-/// Reads a tree as a message. Unknown fields that are not allowed are problems, but not the end: what is known is read.
-pub fn parse(
-    full_name: &str,
-    node: &Node,
-    allow_unknown_fields: bool,
-    problems: &mut Vec<ConfigError>,
-) -> Result<Parsed, Vec<LoadError>> {
-    let read = |allow| {
-        Descriptors::shared().parse_node(full_name, node, ParseOptions { allow_unknown_fields: allow, file: None })
-    };
-    match read(allow_unknown_fields) {
-        Err(errors) if !allow_unknown_fields => match read(true) {
-            Ok(parsed) => {
-                problems.extend(errors.into_iter().map(problem));
-                Ok(parsed)
-            }
-            Err(_) => Err(errors),
-        },
-        outcome => outcome,
-    }
+/// Reads a tree as a message. What does not fit is a problem, but not the end: the rest is read.
+pub fn parse(full_name: &str, node: &Node, allow_unknown_fields: bool, problems: &mut Vec<ConfigError>) -> Parsed {
+    let options = ParseOptions { allow_unknown_fields, file: None };
+    let (parsed, errors) = Descriptors::shared().read_node(full_name, node, options);
+    problems.extend(errors.into_iter().map(problem));
+    parsed
 }
 
 /// A file's text.
@@ -192,13 +180,21 @@ pub fn problem(error: LoadError) -> ConfigError {
     ConfigError::new(error.path, message).of_kind(ProblemKind::Syntax)
 }
 
+/// The context of a bootstrap: it refuses fields that the API does not have unless a flag says otherwise.
+pub fn context(options: &Options) -> Context {
+    let refuse_unknown =
+        (!options.allow_unknown_static_fields).then_some("pass --allow-unknown-static-fields to have it ignored");
+    Context::default().refusing_unknown(refuse_unknown)
+}
+
 /// Reads the bootstrap and checks it.
 ///
 /// # Errors
 /// One line per problem: the file, the field's path, what was found and what is expected.
 pub fn load(options: &Options) -> Result<Loaded, String> {
     let Input { source, bytes, unknown_fields, mut problems, resources: _ } = read(options);
-    let mut context = Context::default();
+    let mut context = context(options);
+    context.check_sources = true;
     context.service_cluster = Some(options.service_cluster.clone()).filter(|name| !name.is_empty());
     let checked = if problems.is_empty() { config::check_bootstrap(&bytes, &mut context) } else { Checked::default() };
     problems.extend(checked.problems.into_iter().flat_map(ConfigError::into_problems));
@@ -207,7 +203,7 @@ pub fn load(options: &Options) -> Result<Loaded, String> {
         return Err(lines.join("\n"));
     };
     override_node(&mut model.node, options);
-    let mut notices = Notices { unknown_fields, ..Notices::default() };
+    let mut notices = Notices { unknown: unknown_fields.len(), unknown_fields, ..Notices::default() };
     notices.add(context.notices, &checked.resources);
     Ok(Loaded { model, bytes: bytes.into(), notices, at: SystemTime::now() })
 }

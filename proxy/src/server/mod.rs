@@ -5,6 +5,7 @@ mod load;
 pub mod logging;
 mod memory;
 mod state;
+mod unheard;
 mod validate;
 mod worker;
 
@@ -18,6 +19,7 @@ use crate::config::model::{AdminConfig, Bootstrap};
 use crate::discovery::{Discovery, Parts, StaticConfig};
 use crate::drain::Drain;
 use crate::listener::ListenerManager;
+use crate::runtime::Runtime;
 use crate::services::Services;
 use crate::slots::{Kind, Store};
 use crate::stats::Registry;
@@ -113,13 +115,13 @@ fn foundation(options: &Options, bootstrap: &Bootstrap) -> Foundation {
     let registry = Registry::new(bootstrap.stats.clone());
     let secrets = Secrets::new(Store::new(Kind::Secret, wants_tx.clone()));
     let assignments = Arc::new(Store::new(Kind::Assignment, wants_tx.clone()));
-    let clusters =
-        ClusterManager::new(registry.clone(), secrets.clone(), assignments.clone(), bootstrap.local_cluster.clone());
+    let clusters = ClusterManager::new(registry.clone(), secrets.clone(), assignments.clone());
     let services = Arc::new(Services {
         registry,
         secrets,
         clusters,
-        routes: Arc::new(Store::new(Kind::Route, wants_tx)),
+        routes: Arc::new(Store::new(Kind::Route, wants_tx.clone())),
+        extensions: Arc::new(Store::new(Kind::Extension, wants_tx)),
         log_files: LogFiles::new(Duration::from_millis(options.file_flush_interval_msec)),
         drain: Drain::root(options.strategy()),
         node_id: bootstrap.node.id.clone(),
@@ -158,6 +160,7 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
         bootstrap: bootstrap.clone(),
         reject_unknown_fields: options.reject_unknown_dynamic_fields,
         ignore_unknown_fields: options.ignore_unknown_dynamic_fields,
+        skip_deprecated_logs: options.skip_deprecated_logs,
     });
     record_static(&discovery, &loaded.bytes, &loaded.notices.warnings);
     if let Some(admin) = &bootstrap.admin {
@@ -193,6 +196,7 @@ async fn serve(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
         discovery.clone(),
         listeners.clone(),
         lifecycle.clone(),
+        (bootstrap.cds.is_some() || bootstrap.lds.is_some()).then(|| bootstrap.runtime.clone()),
         bootstrap.lds.is_some(),
     ));
     if options.mode == Mode::InitOnly {
@@ -244,6 +248,7 @@ async fn start_up(
     discovery: Rc<Discovery>,
     listeners: Rc<ListenerManager>,
     lifecycle: Rc<Lifecycle>,
+    runtime: Option<Arc<Runtime>>,
     has_lds: bool,
 ) {
     discovery.clusters_answered().await;
@@ -257,6 +262,11 @@ async fn start_up(
     listeners.all_warm().await;
     listeners.start_workers();
     lifecycle.enter(State::Live);
+    // whatever names a key has had its time to come
+    let unread = runtime.as_deref().map(crate::config::unread_runtime_keys).unwrap_or_default();
+    for key in unread.iter().take(LOGGED) {
+        tracing::warn!("runtime: {key}: {}", crate::config::UNREAD_KEY);
+    }
     tracing::info!("all listeners are warm: serving");
     memory::forget_start_up();
 }
@@ -265,17 +275,16 @@ fn record_static(discovery: &Discovery, bytes: &Bytes, warnings: &[load::Warning
     // by resource: there may be as many of both as the bootstrap has lines
     let mut of_resource: HashMap<&str, Vec<String>> = HashMap::new();
     for warning in warnings {
-        if let Some((holder, below)) = warning.path.split_once("].") {
-            of_resource.entry(holder).or_default().push(format!("{below}: {}", warning.meaning));
+        if let Some((holder, below)) = warning.of.path.split_once("].") {
+            let own = crate::config::Warning { path: below.to_owned(), ..warning.of.clone() };
+            of_resource.entry(holder).or_default().push(own.to_string());
         }
     }
     let mut ledger = discovery.ledger.borrow_mut();
     for resource in crate::config::static_resources(bytes) {
         let type_url = TypeUrl::from_static(resource.type_url);
-        ledger.record_static(&type_url, &resource.name, resource.bytes);
-        if let Some(lines) = of_resource.get(resource.path.trim_end_matches(']')) {
-            ledger.warned(&type_url, &resource.name, lines);
-        }
+        let lines = of_resource.get(resource.path.trim_end_matches(']')).map_or(&[][..], Vec::as_slice);
+        ledger.record_static(&type_url, &resource.name, resource.bytes, lines);
     }
 }
 

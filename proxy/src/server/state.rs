@@ -131,10 +131,10 @@ impl Lifecycle {
 
     /// Counts what was noticed of the bootstrap.
     pub fn count_notices(&self, notices: &Notices) {
-        self.stats.static_unknown_fields.add(notices.unknown_fields.len() as u64);
+        self.stats.static_unknown_fields.add(notices.unknown as u64);
         self.stats.dynamic_unknown_fields.add(0);
-        self.stats.fields_warned.add(notices.warnings.len() as u64);
-        self.stats.deprecated_feature_use.add(notices.deprecated_fields.len() as u64);
+        self.stats.fields_warned.add(notices.warned as u64);
+        self.stats.deprecated_feature_use.add(notices.deprecated_fields.iter().map(|field| field.count as u64).sum());
     }
 
     pub fn uptime(&self) -> Duration {

@@ -2,6 +2,7 @@
 //! nothing. Reads bootstraps, and bare resources as a file of a control plane holds them.
 
 use super::load::{self, Input, Notices};
+use super::unheard;
 use super::{Foundation, foundation};
 use crate::cli::{Options, OutputFormat};
 use crate::config::model::{Address, Bootstrap, ConfigSource, ConfigSourceKind, GrpcTarget};
@@ -10,7 +11,7 @@ use crate::http::RouteTable;
 use crate::services::Services;
 use crate::slots::{Key as SlotKey, Kind, Want};
 use serde_json::json;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -60,7 +61,7 @@ impl Report {
         json!({
             "valid": self.problems.is_empty(),
             "problems": problems.map(|p| json!({ "path": p.path, "message": p.message, "kind": p.kind.name() })).collect::<Vec<_>>(),
-            "warnings": warnings.map(|w| json!({ "path": w.path, "meaning": w.meaning })).collect::<Vec<_>>(),
+            "warnings": warnings.map(|w| json!({ "path": w.of.path, "meaning": w.of.meaning, "count": w.of.count })).collect::<Vec<_>>(),
             "unknown_fields": self.notices.unknown_fields,
             "deprecated_fields": deprecated.map(|d| json!({ "path": d.path, "name": d.full_name })).collect::<Vec<_>>(),
         })
@@ -72,11 +73,13 @@ impl Report {
 }
 
 fn bootstrap(input: Input, options: &Options) -> Report {
+    let unread = Unread::of(&input.problems);
     let mut report = Report { problems: input.problems, notices: Notices::default() };
     report.notices.unknown_fields = input.unknown_fields;
-    let mut context = Context::default();
+    let mut context = load::context(options);
     let Checked { bootstrap, resources, problems } = config::check_bootstrap(&input.bytes, &mut context);
-    report.problems.extend(problems.into_iter().flat_map(ConfigError::into_problems));
+    let problems = problems.into_iter().flat_map(ConfigError::into_problems);
+    report.problems.extend(problems.filter(|problem| !unread.explains(problem)));
     report.notices.add(context.notices, &resources);
     // where the rest of it has problems, static resources are still built, as in a bootstrap of nothing else
     let Some(mut base) = bootstrap.or_else(|| config::bootstrap(&[], &mut Context::default()).ok()) else {
@@ -90,7 +93,6 @@ fn bootstrap(input: Input, options: &Options) -> Report {
         wants,
         resources: &resources,
         base: &base,
-        secret_names: resources.secret_names.iter().map(String::as_str).collect(),
         node_reported: false,
         served: HashMap::new(),
     };
@@ -98,6 +100,8 @@ fn bootstrap(input: Input, options: &Options) -> Report {
     build.secrets();
     build.clusters();
     build.listeners();
+    let clusters = resources.cluster_names.iter().map(String::as_str).collect();
+    build.unheard("envoy.config.bootstrap.v3.Bootstrap", &input.bytes, &clusters);
     build.report.problems.sort_by_cached_key(|problem| (problem.kind != ProblemKind::Syntax, place(&problem.path)));
     build.report
 }
@@ -116,7 +120,6 @@ struct Build<'a> {
     wants: UnboundedReceiver<Want>,
     resources: &'a StaticResources,
     base: &'a Bootstrap,
-    secret_names: HashSet<&'a str>,
     /// Every source misses the node's names; one problem is enough.
     node_reported: bool,
     /// Clusters that can serve configuration: static, and not of endpoints that come by it. By name: whether it can.
@@ -126,6 +129,14 @@ struct Build<'a> {
 impl Build<'_> {
     fn say(&mut self, path: &str, message: String) {
         self.report.problems.push(ConfigError::new(path, message));
+    }
+
+    /// What Envoy would refuse in places that nobody reads here.
+    fn unheard(&mut self, full_name: &str, bytes: &[u8], clusters: &HashSet<&str>) {
+        let known: HashSet<String> = self.report.problems.iter().map(|problem| problem.path.clone()).collect();
+        let found = unheard::problems(full_name, bytes, clusters);
+        let is_new = |problem: &ConfigError| !above(&problem.path).any(|holder| known.contains(holder));
+        self.report.problems.extend(found.into_iter().filter(is_new));
     }
 
     /// What concerns the process as a whole: its node, its streams, the cluster it belongs to.
@@ -150,17 +161,15 @@ impl Build<'_> {
                 );
             }
         }
+        for (name, source) in &base.rtds {
+            self.source(source, config::RUNTIME, &format!("layered_runtime (rtds_layer '{name}')"));
+        }
         for (source, type_url, field) in
             [(&base.cds, config::CLUSTER, "cds_config"), (&base.lds, config::LISTENER, "lds_config")]
         {
             if let Some(source) = source {
                 self.source(source, type_url, &format!("dynamic_resources.{field}"));
             }
-        }
-        if let Some(name) = &base.local_cluster
-            && !self.served.contains_key(name)
-        {
-            self.say("cluster_manager.local_cluster_name", format!("local cluster '{name}' must be defined"));
         }
     }
 
@@ -253,64 +262,150 @@ impl Build<'_> {
             }
             self.wanted(&path);
         }
+        self.listener_parts();
+    }
+
+    /// What can be said of listeners that have problems already: of their other parts.
+    fn listener_parts(&mut self) {
+        let left_out: HashSet<&str> = self.resources.left_out.iter().map(String::as_str).collect();
+        let known: HashSet<String> = self.report.problems.iter().map(|problem| problem.path.clone()).collect();
+        for (place, listener) in &self.resources.listener_parts {
+            let path = format!("static_resources.listeners[{place}]");
+            if let Err(error) = crate::listener::check(listener, &self.services) {
+                let problems = error.inside(&path).into_problems().map(|mut problem| {
+                    problem.path = place_in_message(&problem.path, &left_out);
+                    problem
+                });
+                let is_new = |problem: &ConfigError| !above(&problem.path).any(|holder| known.contains(holder));
+                self.report.problems.extend(problems.filter(is_new));
+            }
+            self.wanted(&path);
+        }
     }
 
     /// Looks at what the resource at `path` asked for while it was built: whether it could ever come.
     fn wanted(&mut self, path: &str) {
-        let mut seen = BTreeSet::new();
         while let Ok(want) = self.wants.try_recv() {
             let Want::Subscribe(kind, key) = want else { continue };
             let type_url = match kind {
                 Kind::Route => config::ROUTE,
                 Kind::Assignment => config::ASSIGNMENT,
                 Kind::Secret => config::SECRET,
+                Kind::Extension => config::EXTENSION,
             };
-            match &key.source {
-                Some(source) => self.source(source, type_url, path),
-                None if self.secret_names.contains(&*key.name) => {}
-                None => {
-                    if seen.insert(key.name.clone()) {
-                        self.say(path, format!("Unknown static secret: {}", key.name));
-                    }
-                }
+            // conversion knows the static ones
+            if let Some(source) = &key.source {
+                self.source(source, type_url, path);
             }
         }
+    }
+}
+
+/// A path and all those that it leads through, ends of names only.
+fn above(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices(['.', '[']).map(|(at, _)| &path[..at]).chain([path])
+}
+
+/// The path in the message of what stands at `path` in its model, from which elements of lists were left out.
+fn place_in_message(path: &str, left_out: &HashSet<&str>) -> String {
+    let mut whole = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((before, after)) = rest.split_once('[') {
+        whole.push_str(before);
+        let Some((index, after)) = after.split_once(']') else { break };
+        let mut left = index.parse::<usize>().unwrap_or(0);
+        // a list has at most as many gaps as there are in all
+        let at = (0..=left + left_out.len()).find(|at| {
+            let gap = left_out.contains(format!("{whole}[{at}]").as_str());
+            let found = !gap && left == 0;
+            left -= usize::from(!gap && left > 0);
+            found
+        });
+        match at {
+            Some(at) => whole.push_str(&format!("[{at}]")),
+            None => whole.push_str(&format!("[{index}]")),
+        }
+        rest = after;
+    }
+    whole.push_str(rest);
+    whole
+}
+
+/// Where a text could not be read. What later steps say of such places is not another problem.
+struct Unread {
+    /// Paths whose values were not read.
+    places: HashSet<String>,
+    /// The messages that hold them.
+    holders: HashSet<String>,
+}
+
+impl Unread {
+    fn of(problems: &[ConfigError]) -> Unread {
+        // a field that nobody knows says nothing of the others
+        let lost =
+            problems.iter().filter(|problem| !problem.path.is_empty() && !problem.message.contains("unknown field"));
+        let places: HashSet<String> = lost.map(|problem| problem.path.trim_end_matches(".@type").to_owned()).collect();
+        let holder = |path: &String| path.rsplit_once('.').map_or("", |(holder, _)| holder).to_owned();
+        Unread { holders: places.iter().map(holder).collect(), places }
+    }
+
+    fn explains(&self, problem: &ConfigError) -> bool {
+        let holder = problem.path.rsplit_once('.').map_or("", |(holder, _)| holder);
+        let misses = ["is required", "is missing"].iter().any(|word| problem.message.contains(word));
+        above(&problem.path).any(|place| self.places.contains(place)) || (misses && self.holders.contains(holder))
+    }
+}
+
+/// Whether an object is of a type whose name ends so, or does not say of which it is.
+fn is_of(node: &Node, kind: &str) -> bool {
+    match node.get("@type").map(|node| &node.value) {
+        Some(Value::Text(url)) => url.ends_with(kind),
+        Some(_) => false,
+        None => true,
+    }
+}
+
+/// Takes a resource out of the `Resource` around it, as delta answers have it.
+fn unwrap(item: &mut Node) {
+    if let Some(inner) = item.get("resource").filter(|_| is_of(item, ".discovery.v3.Resource")).cloned() {
+        *item = inner;
     }
 }
 
 /// Checks resources as if a control plane had sent them.
 fn resources(node: Node, options: &Options) -> Report {
     let mut report = Report::default();
-    let alone = node.get("@type").is_some();
-    let list = match node.value {
-        Value::List(_) => node,
-        _ if alone => Node::new(Value::List(vec![node])),
-        _ => node.get("resources").cloned().unwrap_or_else(|| Node::new(Value::List(Vec::new()))),
+    let response = node.get("resources").filter(|_| is_of(&node, "DiscoveryResponse")).cloned();
+    let alone = response.is_none() && node.get("@type").is_some();
+    let mut list = match response {
+        Some(list) => list,
+        None if alone => Node::new(Value::List(vec![node])),
+        None => node,
     };
+    if let Value::List(items) = &mut list.value {
+        items.iter_mut().for_each(unwrap);
+    }
     let response = Node::new(Value::Map(vec![(Key { name: "resources".into(), at: list.at }, list)]));
     let allowed = !options.reject_unknown_dynamic_fields;
     let parsed = load::parse(RESPONSE, &response, allowed, &mut report.problems);
-    match parsed {
-        Ok(parsed) => {
-            if allowed {
-                report.notices.unknown_fields.extend(parsed.unknown_fields.into_iter().map(|field| field.path));
+    report.notices.unknown_fields.extend(parsed.unknown_fields.into_iter().map(|field| field.path));
+    let unread = Unread::of(&report.problems);
+    let Ok(base) = config::bootstrap(&[], &mut Context::default()) else { return report };
+    let Foundation { services, .. } = foundation(options, &base);
+    let mut seen = HashSet::new();
+    for (place, any) in config::resources_of(&parsed.bytes).into_iter().enumerate() {
+        let path = format!("resources[{place}]");
+        match resource(&any.type_url, &any.value, &services, options, &mut report.notices, &path) {
+            Ok(name) if seen.insert((any.type_url.clone(), name.clone())) => {}
+            Ok(name) => {
+                let kind = any.type_url.rsplit('.').next().unwrap_or_default();
+                report.problems.push(ConfigError::new(path, format!("duplicate {kind} {name} found")));
             }
-            let Ok(base) = config::bootstrap(&[], &mut Context::default()) else { return report };
-            let Foundation { services, .. } = foundation(options, &base);
-            let mut seen = HashSet::new();
-            for (place, any) in config::resources_of(&parsed.bytes).into_iter().enumerate() {
-                let path = format!("resources[{place}]");
-                match resource(&any.type_url, &any.value, &services, &mut report.notices, &path) {
-                    Ok(name) if seen.insert((any.type_url.clone(), name.clone())) => {}
-                    Ok(name) => {
-                        let kind = any.type_url.rsplit('.').next().unwrap_or_default();
-                        report.problems.push(ConfigError::new(path, format!("duplicate {kind} {name} found")));
-                    }
-                    Err(error) => report.add(error, &path),
-                }
+            Err(error) => {
+                let problems = error.inside(&path).into_problems();
+                report.problems.extend(problems.filter(|problem| !unread.explains(problem)));
             }
         }
-        Err(errors) => report.problems.extend(errors.into_iter().map(load::problem)),
     }
     if alone {
         report.alone();
@@ -327,7 +422,7 @@ impl Report {
             }
         };
         self.problems.iter_mut().for_each(|problem| cut(&mut problem.path));
-        self.notices.warnings.iter_mut().for_each(|warning| cut(&mut warning.path));
+        self.notices.warnings.iter_mut().for_each(|warning| cut(&mut warning.of.path));
         self.notices.deprecated_fields.iter_mut().for_each(|field| cut(&mut field.path));
         self.notices.unknown_fields.iter_mut().for_each(cut);
     }
@@ -338,15 +433,17 @@ fn resource(
     type_url: &str,
     bytes: &[u8],
     services: &Arc<Services>,
+    options: &Options,
     notices: &mut Notices,
     path: &str,
 ) -> Result<String, ConfigError> {
-    let mut context = Context::default();
+    let refuse_unknown = options.reject_unknown_dynamic_fields.then_some("--reject-unknown-dynamic-fields is set");
+    let mut context = Context::default().refusing_unknown(refuse_unknown);
     let decoded = config::decode(type_url, bytes, &mut context);
     let mut found = context.notices;
     let inside = |inner: &mut String| *inner = format!("{path}.{inner}");
-    found.warnings.iter_mut().for_each(|(path, _)| inside(path));
-    found.unknown.iter_mut().for_each(inside);
+    found.warnings.iter_mut().for_each(|warning| inside(&mut warning.path));
+    found.unknown.iter_mut().for_each(|unknown| inside(&mut unknown.path));
     found.deprecated.iter_mut().for_each(|field| inside(&mut field.path));
     notices.add(found, &StaticResources::default());
     let resource = decoded?;
@@ -357,7 +454,36 @@ fn resource(
         Resource::Secret(secret) => {
             services.secrets.update(&SlotKey { name: secret.name.clone(), source: None }, secret.kind.clone())
         }
-        Resource::Assignment(_) | Resource::Runtime { .. } => Ok(()),
+        Resource::Assignment(_) | Resource::Runtime { .. } | Resource::Extension(_) => Ok(()),
     }?;
     Ok(resource.name().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_in_lists_are_counted() {
+        let gaps = HashSet::from(["l[0].hosts[0]", "l[0].hosts[2]", "l[0].hosts[1].routes[0]"]);
+        for (path, place) in [
+            ("l[0].hosts[0].name", "l[0].hosts[1].name"),
+            ("l[0].hosts[1].routes[0]", "l[0].hosts[3].routes[0]"),
+            ("l[0].hosts[0].routes[1].a", "l[0].hosts[1].routes[2].a"),
+            ("l[1].hosts[0]", "l[1].hosts[0]"),
+            ("name", "name"),
+        ] {
+            assert_eq!(place_in_message(path, &gaps), place);
+        }
+    }
+
+    #[test]
+    fn what_was_not_read_is_not_reported_again() {
+        let syntax = |path: &str| ConfigError::new(path, "found 1, expected 2").of_kind(ProblemKind::Syntax);
+        let unread = Unread::of(&[syntax("a.b.port_value"), syntax("c.typed_config.@type")]);
+        let explains = |path: &str, message: &str| unread.explains(&ConfigError::new(path, message));
+        assert!(explains("a.b.port_specifier", "is required") && !explains("a.b.name", "is too short"));
+        assert!(explains("c.typed_config", "boom") && explains("c.typed_config.d", "boom") && !explains("c", "boom"));
+        assert!(!explains("d.name", "is missing"));
+    }
 }

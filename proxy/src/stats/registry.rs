@@ -48,6 +48,10 @@ impl Inner {
         let mut names = self.names(stat.kind());
         if names.get(&stat.name).is_some_and(|held| std::ptr::eq(held.as_ptr(), stat)) {
             names.remove(&stat.name);
+            // memory follows what is configured down, too
+            if names.len() < names.capacity() / 8 {
+                names.shrink_to_fit();
+            }
         }
     }
 

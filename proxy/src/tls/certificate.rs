@@ -20,6 +20,8 @@ pub(super) struct Leaf {
     pub spki_hash: [u8; 32],
     /// Extended key usage: (for servers, for clients). Both when the certificate does not restrict it.
     pub usage: (bool, bool),
+    /// Key usage: it may sign, which every key exchange that we offer asks of it.
+    pub may_sign: bool,
 }
 
 /// Reads a chain, leaf first.
@@ -39,8 +41,12 @@ pub(super) fn parse_leaf(chain: Vec<CertificateDer<'static>>) -> Result<Leaf, St
         Ok(None) => (true, true),
         Err(e) => return Err(format!("the certificate's extended key usage cannot be read: {e}")),
     };
+    let may_sign = match x509.key_usage() {
+        Ok(usage) => usage.is_none_or(|usage| usage.value.digital_signature()),
+        Err(e) => return Err(format!("the certificate's key usage cannot be read: {e}")),
+    };
     let certificate = describe(&x509, &der, chain)?;
-    Ok(Leaf { certificate, spki_hash, usage })
+    Ok(Leaf { certificate, spki_hash, usage, may_sign })
 }
 
 /// Reads one certificate for display.

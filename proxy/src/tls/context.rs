@@ -4,7 +4,7 @@
 //! Built on the control thread; workers only load what is built.
 
 use super::material::{Material, Sources};
-use super::secrets::Follower;
+use super::secrets::{Commit, Follower, Parsed};
 use super::stats::ContextStats;
 use super::{CertificateView, Secrets, TlsFailure, suites};
 use crate::config::ConfigError;
@@ -36,9 +36,8 @@ pub(super) struct Core<R: Recipe> {
     pub provider: Arc<CryptoProvider>,
     secrets: Arc<Secrets>,
     sources: Sources,
+    /// Only the control thread builds and stores, so that a later secret is never overtaken by an earlier one.
     current: ArcSwapOption<Current<R::Built>>,
-    /// Only one builds at a time, so that a later secret is never overtaken by an earlier one.
-    building: Mutex<()>,
     /// Of the contexts that use it.
     users: Mutex<Vec<Weak<ContextStats>>>,
 }
@@ -56,16 +55,15 @@ impl<R: Recipe> Core<R> {
             secrets: secrets.clone(),
             sources,
             current: ArcSwapOption::empty(),
-            building: Mutex::default(),
             users: Mutex::default(),
             recipe,
         });
         let follower: Arc<dyn Follower> = core.clone();
         secrets.follow(Arc::downgrade(&follower));
-        match core.build() {
+        match core.build(None) {
             // a secret that does not fit refuses connections, not the listener or cluster: a later one may fit
             Err(e) if core.sources.has_secrets() => tracing::warn!("TLS context is not ready: {e}"),
-            other => other.map_err(in_common)?,
+            built => core.current.store(built.map_err(in_common)?),
         }
         Ok(core)
     }
@@ -103,12 +101,11 @@ impl<R: Recipe> Core<R> {
         self.sources.awaited()
     }
 
-    fn build(&self) -> Result<(), ConfigError> {
-        let _one = self.building.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(material) = self.sources.load(&self.secrets)? else { return Ok(()) };
+    /// From the secrets as they are, but for `newer`; `None` while one is missing.
+    fn build(&self, newer: Option<(&Key, &Parsed)>) -> Result<Option<Arc<Current<R::Built>>>, ConfigError> {
+        let Some(material) = self.sources.load(&self.secrets, newer)? else { return Ok(None) };
         let built = self.recipe.build(&self.provider, &material)?;
-        self.current.store(Some(Arc::new(Current { built, material })));
-        Ok(())
+        Ok(Some(Arc::new(Current { built, material })))
     }
 
     fn users(&self) -> MutexGuard<'_, Vec<Weak<ContextStats>>> {
@@ -121,15 +118,13 @@ impl<R: Recipe> Follower for Core<R> {
         self.sources.follows(key)
     }
 
-    fn rebuild(&self) {
-        match self.build() {
-            Ok(()) => {
-                let current = self.current.load();
-                let expiries = current.as_ref().map(|c| c.material.expiries.as_slice()).unwrap_or_default();
-                self.users().iter().filter_map(Weak::upgrade).for_each(|user| user.rebuilt(expiries));
-            }
-            Err(e) => tracing::error!("a new secret cannot be used, the one before it stays: {e}"),
-        }
+    fn prepare(self: Arc<Self>, key: &Key, secret: &Parsed) -> Result<Commit, ConfigError> {
+        let built = self.build(Some((key, secret)))?;
+        Ok(Box::new(move || {
+            let Some(built) = built else { return };
+            self.current.store(Some(built.clone()));
+            self.users().iter().filter_map(Weak::upgrade).for_each(|user| user.rebuilt(&built.material.expiries));
+        }))
     }
 
     fn view(&self) -> Option<CertificateView> {

@@ -114,33 +114,39 @@ impl Sources {
         missing.collect::<Vec<_>>().join(", ")
     }
 
-    /// The material as the secrets are now; `None` while one is missing.
+    /// The material as the secrets are now, but for `newer`; `None` while one is missing.
     ///
     /// # Errors
-    /// Secrets that are good each by itself and not together, or of the wrong kind.
-    pub fn load(&self, secrets: &Secrets) -> Result<Option<Material>, ConfigError> {
+    /// Secrets that are good each by itself and not together, or of the wrong kind; also while another is missing, so
+    /// that the one that is wrong is refused and not the one that comes last.
+    pub fn load(&self, secrets: &Secrets, newer: Option<(&Key, &Parsed)>) -> Result<Option<Material>, ConfigError> {
+        let get = |key: &Key| match newer {
+            Some((of, secret)) if of == key => Some(secret.clone()),
+            _ => secrets.get(key),
+        };
         let identities = match &self.certificates {
-            Certificates::None => Vec::new(),
-            Certificates::Inline(all) => all.clone(),
-            Certificates::Secret(slot) => match secrets.get(&slot.key) {
-                None => return Ok(None),
-                Some(Parsed::Identity(identity)) => vec![identity],
+            Certificates::None => Some(Vec::new()),
+            Certificates::Inline(all) => Some(all.clone()),
+            Certificates::Secret(slot) => match get(&slot.key) {
+                None => None,
+                Some(Parsed::Identity(identity)) => Some(vec![identity]),
                 Some(Parsed::Bundle(_)) => return Err(wrong_kind(slot, "a validation context", "a certificate")),
             },
         };
-        let (rules, ca) = match &self.validation {
-            Validation::None => (Rules::default(), Vec::new()),
-            Validation::Inline(bundle) => (secrets::rules(None, bundle)?, bundle.view.clone()),
-            Validation::Secret { default, slot } => match secrets.get(&slot.key) {
-                None => return Ok(None),
+        let rules = match &self.validation {
+            Validation::None => Some((Rules::default(), Vec::new())),
+            Validation::Inline(bundle) => Some((secrets::rules(None, bundle)?, bundle.view.clone())),
+            Validation::Secret { default, slot } => match get(&slot.key) {
+                None => None,
                 Some(Parsed::Bundle(bundle)) => {
-                    let rules = secrets::rules(default.as_deref(), &bundle).map_err(|e| e.inside(&slot.key.name))?;
+                    let rules = secrets::rules(default.as_deref(), &bundle)?;
                     let inherited = default.as_ref().filter(|_| bundle.trust.is_none()).map(|d| d.view.clone());
-                    (rules, inherited.unwrap_or_else(|| bundle.view.clone()))
+                    Some((rules, inherited.unwrap_or_else(|| bundle.view.clone())))
                 }
                 Some(Parsed::Identity(_)) => return Err(wrong_kind(slot, "a certificate", "a validation context")),
             },
         };
+        let Some((identities, (rules, ca))) = identities.zip(rules) else { return Ok(None) };
         let chain = identities.iter().flat_map(|i| i.view.iter().cloned()).collect();
         let (own, trusted) = self.names();
         let own = identities.iter().map(|i| (own.into(), i.described.not_after));
@@ -150,5 +156,5 @@ impl Sources {
 }
 
 fn wrong_kind(slot: &Slot<SecretKind>, found: &str, expected: &str) -> ConfigError {
-    ConfigError::new("", format!("secret {} is {found}; expected {expected}", slot.key.name))
+    ConfigError::new("", format!("{} is {found}; expected {expected}", slot.key.name))
 }

@@ -46,11 +46,17 @@ pub(super) enum Parsed {
     Bundle(Arc<Bundle>),
 }
 
+/// Puts what was built in use.
+pub(super) type Commit = Box<dyn FnOnce()>;
+
 /// A context that is made from secrets.
 pub(super) trait Follower: Send + Sync {
     fn follows(&self, key: &Key) -> bool;
-    /// Builds itself anew from what the secrets are now.
-    fn rebuild(&self);
+    /// Builds itself from what the secrets are, this one of `key` instead of the one before it; nothing uses it yet.
+    ///
+    /// # Errors
+    /// The secret cannot be used here; what is in use stays.
+    fn prepare(self: Arc<Self>, key: &Key, secret: &Parsed) -> Result<Commit, ConfigError>;
     fn view(&self) -> Option<CertificateView>;
 }
 
@@ -60,7 +66,14 @@ pub(super) struct Users {
     followers: Mutex<Vec<Weak<dyn Follower>>>,
     client_cores: ClientCores,
     expiry: Mutex<ExpiryLadder>,
-    parsed: Mutex<HashMap<Key, Parsed>>,
+    parsed: Mutex<HashMap<Key, Known>>,
+}
+
+/// A parsed secret, good as long as its slot holds that very secret: a slot that is asked for again after it was let go
+/// must not come upon the secret of its predecessor, which may have been deleted since.
+struct Known {
+    of: Weak<SecretKind>,
+    parsed: Parsed,
 }
 
 impl Secrets {
@@ -73,26 +86,34 @@ impl Secrets {
         Key { name: secret.name.clone(), source: secret.source.clone() }
     }
 
-    /// Checks a secret (parses, key fits certificate, not expired), gives it to all who hold its slot and has their
-    /// contexts built anew before it returns. New handshakes use it; connections stay as they are.
+    /// Checks a secret (parses, key fits certificate, not expired), builds the contexts of all who hold its slot from it,
+    /// and puts them in use before it returns: all of them, or none. New handshakes use it; connections stay as they are.
     ///
     /// # Errors
-    /// What is wrong with it; the secret before it stays in use.
+    /// What is wrong with it, by itself or for one of those who use it; the secret before it stays in use.
     pub fn update(&self, key: &Key, secret: SecretKind) -> Result<(), ConfigError> {
-        let parsed = parse(&secret).map_err(|e| {
+        let refused = |e: ConfigError| {
             ConfigError::new(e.path, format!("secret {}: {}; the one before it stays in use", key.name, e.message))
-        })?;
-        self.remember(key.clone(), parsed);
-        if !self.store.fill(key, Arc::new(secret)) {
-            self.parsed().remove(key);
+        };
+        let parsed = parse(&secret).map_err(refused)?;
+        if self.store.get(key).is_none() {
             return Ok(());
         }
-        // not under the lock: a rebuild may take long and looks secrets up
+        // not under the lock: building may take long and looks secrets up
         let followers: Vec<_> = self.followers().iter().filter_map(Weak::upgrade).collect();
-        for follower in followers.iter().filter(|f| f.follows(key)) {
-            follower.rebuild();
-        }
+        let followers = followers.into_iter().filter(|f| f.follows(key));
+        let built: Result<Vec<Commit>, _> = followers.map(|f| f.prepare(key, &parsed)).collect();
+        let built = built.map_err(refused)?;
+        let secret = Arc::new(secret);
+        self.remember(key.clone(), &secret, parsed);
+        self.store.fill(key, secret);
+        built.into_iter().for_each(|commit| commit());
         Ok(())
+    }
+
+    /// Nobody holds this secret's slot any more: its key material is let go at once.
+    pub fn forget(&self, key: &Key) {
+        self.parsed().remove(key);
     }
 
     /// Every certificate in use, for /certs; those that several contexts share stand there once.
@@ -141,27 +162,29 @@ impl Secrets {
 
     /// The parsed secret, once it is here.
     pub(super) fn get(&self, key: &Key) -> Option<Parsed> {
-        if let Some(parsed) = self.parsed().get(key) {
-            return Some(parsed.clone());
+        let secret = self.store.get(key)?.load()?;
+        if let Some(known) = self.parsed().get(key)
+            && known.of.as_ptr() == Arc::as_ptr(&secret)
+        {
+            return Some(known.parsed.clone());
         }
         // filled by somebody who did not come through `update`: still never used unchecked
-        let secret = self.store.get(key)?.load()?;
         let parsed = parse(&secret).ok()?;
-        self.remember(key.clone(), parsed.clone());
+        self.remember(key.clone(), &secret, parsed.clone());
         Some(parsed)
     }
 
-    fn remember(&self, key: Key, parsed: Parsed) {
+    fn remember(&self, key: Key, of: &Arc<SecretKind>, parsed: Parsed) {
         let mut all = self.parsed();
         all.retain(|key, _| self.store.get(key).is_some());
-        all.insert(key, parsed);
+        all.insert(key, Known { of: Arc::downgrade(of), parsed });
     }
 
     fn followers(&self) -> std::sync::MutexGuard<'_, Vec<Weak<dyn Follower>>> {
         self.users.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn parsed(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Parsed>> {
+    fn parsed(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Known>> {
         self.users.parsed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -172,9 +195,28 @@ fn parse(secret: &SecretKind) -> Result<Parsed, ConfigError> {
             identity(certificate).map(Parsed::Identity).map_err(|e| e.inside("tls_certificate"))
         }
         SecretKind::Validation(context) => {
-            bundle(context).map(Parsed::Bundle).map_err(|e| e.inside("validation_context"))
+            let bundle = bundle(context).map_err(|e| e.inside("validation_context"))?;
+            some_ca_is_valid(&bundle).map_err(|e| e.inside("validation_context"))?;
+            Ok(Parsed::Bundle(bundle))
         }
     }
+}
+
+/// A bundle that proves nobody any more would cut everyone off.
+fn some_ca_is_valid(bundle: &Bundle) -> Result<(), ConfigError> {
+    let now = SystemTime::now();
+    let expired = |details: &CertificateDetails| details.certificate.not_after < now;
+    let Some(first) = bundle.view.first().filter(|_| !bundle.context.allow_expired) else { return Ok(()) };
+    if !bundle.view.iter().all(expired) {
+        return Ok(());
+    }
+    let message = format!(
+        "all of its {} certificates have expired (the first is {}, from {}); send a bundle with a CA that is valid",
+        bundle.view.len(),
+        first.certificate.subject,
+        first.path
+    );
+    Err(ConfigError::new("trusted_ca", message))
 }
 
 /// A certificate and its key, checked: they parse, fit each other, and the leaf has not expired.

@@ -193,6 +193,10 @@ async fn a_stranger_is_refused_and_the_reason_says_why() {
         ca.leaf_with(&["spiffe://td/c"], |p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]);
     let client = w.client(upstream(common(Some(for_servers), Some(trust.clone()))));
     assert!(shake(&server, &client).await.0.err().unwrap().to_string().contains("purpose"));
+    let cannot_sign =
+        ca.leaf_with(&["spiffe://td/c"], |p| p.key_usages = vec![rcgen::KeyUsagePurpose::KeyEncipherment]);
+    let client = w.client(upstream(common(Some(cannot_sign), Some(trust.clone()))));
+    assert!(shake(&server, &client).await.0.err().unwrap().to_string().contains("KEY_USAGE_BIT_INCORRECT"));
     let config = Arc::new(upstream(common(Some(ca.leaf_with(&[], expired)), None)));
     let error = UpstreamContext::new(config, &w.secrets, &w.scope).err().unwrap().to_string();
     assert!(error.contains("tls_certificates[0]") && error.contains("has expired"), "{error}");
@@ -365,6 +369,71 @@ fn secrets_that_cannot_be_used_are_refused_by_name() {
     let junk = ValidationContext { trusted_ca: Some(source("junk".to_owned())), ..ValidationContext::default() };
     assert!(update(SecretKind::Validation(Arc::new(junk))).contains("holds no certificate"));
     assert!(slot.load().is_none());
+}
+
+#[tokio::test]
+async fn a_slot_that_is_asked_for_again_has_no_secret_of_its_predecessor() {
+    let (w, ca) = (world(), Authority::new());
+    let mut config = downstream(common(None, Some(ca.trusting("spiffe://td/"))));
+    config.common.certificates = CertificateSource::Sds(by_sds("default"));
+    let server = w.server(config.clone());
+    w.secrets.update(&key("default"), SecretKind::Certificate(ca.leaf(&["spiffe://td/one"]))).unwrap();
+    assert!(server.is_settled());
+    drop(server);
+    let again = w.server(config);
+    assert!(!again.is_settled());
+    let client = w.client(upstream(common(Some(ca.leaf(&["spiffe://td/client"])), Some(ca.trusting("spiffe://td/")))));
+    assert_eq!(shake(&again, &client).await.0.err().unwrap().kind, TlsFailureKind::NotReady);
+}
+
+#[tokio::test]
+async fn a_secret_that_does_not_fit_one_of_its_users_is_used_by_none() {
+    let (w, ca) = (world(), Authority::new());
+    let server = |default: ValidationContext| {
+        let mut config = downstream(common(Some(ca.leaf(&["spiffe://td/server"])), None));
+        config.common.validation = ValidationSource::Combined { default: Arc::new(default), secret: by_sds("ROOTCA") };
+        w.server(config)
+    };
+    let matching = ValidationContext { trusted_ca: None, ..(*ca.trusting("spiffe://td/")).clone() };
+    let (plain, strict) = (server(ValidationContext::default()), server(matching));
+    let bundle = |pem: Option<String>| {
+        let context = ValidationContext { trusted_ca: pem.map(source), ..ValidationContext::default() };
+        SecretKind::Validation(Arc::new(context))
+    };
+    w.secrets.update(&key("ROOTCA"), bundle(Some(ca.pem.clone()))).unwrap();
+    let client = w.client(upstream(common(Some(ca.leaf(&["spiffe://td/client"])), Some(ca.trusting("spiffe://td/")))));
+    let stranger = Authority::named("two");
+    let stranger =
+        w.client(upstream(common(Some(stranger.leaf(&["spiffe://td/client"])), Some(ca.trusting("spiffe://td/")))));
+    let refused = |secret| w.secrets.update(&key("ROOTCA"), secret).err().unwrap().to_string();
+    // names to match, and nobody to trust
+    assert!(refused(bundle(None)).contains("without trusted CA is insecure"));
+    let wrong = refused(SecretKind::Certificate(ca.leaf(&["spiffe://td/x"])));
+    assert!(wrong.contains("secret ROOTCA: ROOTCA is a certificate; expected a validation context"), "{wrong}");
+    for server in [&plain, &strict] {
+        assert!(shake(server, &client).await.0.is_ok());
+        assert!(shake(server, &stranger).await.0.is_err(), "a bundle that was refused is in use");
+    }
+}
+
+#[test]
+fn a_bundle_of_nothing_but_expired_authorities_is_refused() {
+    let (w, ca) = (world(), Authority::new());
+    let slot = w.secrets.store.slot(key("ROOTCA"));
+    let key_pair = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let expired = params.self_signed(&key_pair).unwrap().pem();
+    let update = |pem: String, allow_expired| {
+        let context =
+            ValidationContext { trusted_ca: Some(source(pem)), allow_expired, ..ValidationContext::default() };
+        w.secrets.update(&key("ROOTCA"), SecretKind::Validation(Arc::new(context)))
+    };
+    let error = update(expired.clone(), false).err().unwrap().to_string();
+    assert!(error.contains("all of its 1 certificates have expired"), "{error}");
+    assert!(slot.load().is_none());
+    update(format!("{expired}{}", ca.pem), false).unwrap();
+    update(expired, true).unwrap();
 }
 
 #[test]

@@ -8,7 +8,6 @@ use super::verify::Verifier;
 use super::{ConnectOptions, Secrets, TlsFailure, TlsFailureKind, TlsInfo, suites};
 use crate::config::ConfigError;
 use crate::config::model::{CertificateSource, CommonTls, UpstreamTlsConfig, ValidationSource};
-use crate::net::Socket;
 use crate::stats::Scope;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
@@ -18,7 +17,9 @@ use rustls_pki_types::ServerName;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// At most so many kinds of [`ConnectOptions`] are remembered: they may follow request headers (`auto_sni`).
 const MAX_VARIANTS: usize = 256;
@@ -197,11 +198,11 @@ impl UpstreamContext {
     }
 
     /// The handshake, unbounded in time: the caller sets the bound.
-    pub async fn connect(
+    pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
-        socket: Socket,
+        socket: S,
         options: &ConnectOptions,
-    ) -> Result<(Box<tokio_rustls::client::TlsStream<Socket>>, Arc<TlsInfo>), TlsFailure> {
+    ) -> Result<(Box<TlsStream<S>>, Arc<TlsInfo>), TlsFailure> {
         let current = self.core.load().inspect_err(|failure| self.stats.get(&[]).failed(failure, false))?;
         let Current { built, material } = &*current;
         let stats = self.stats.get(&material.expiries);

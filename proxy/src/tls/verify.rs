@@ -50,6 +50,8 @@ pub(super) enum Refusal {
     Name(String),
     #[error("certificate hash or SPKI pin, the certificate's SHA-256 is {0}")]
     Pin(String),
+    #[error("KEY_USAGE_BIT_INCORRECT (the certificate's key usage lacks digitalSignature)")]
+    KeyUsage,
     #[error("{0}")]
     Chain(String),
 }
@@ -86,6 +88,10 @@ impl Rules {
             return Ok(());
         }
         let leaf = certificate::parse_leaf(vec![end_entity.clone().into_owned()]).map_err(Refusal::Chain)?;
+        // the path does not say it, and Envoy asks for it even of strangers
+        if !leaf.may_sign {
+            return Err(Refusal::KeyUsage.into());
+        }
         if let Some(trust) = &self.trust {
             match self.verify_chain(trust, &leaf, end_entity, intermediates, now, peer, algorithms) {
                 Err(_) if self.accept_untrusted => {}

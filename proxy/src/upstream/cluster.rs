@@ -4,8 +4,9 @@
 //! published.
 
 use super::breakers::Breakers;
-use super::endpoints::EndpointSet;
-use super::host::{Host, HostFacts};
+use super::endpoints::{Checks, EndpointSet};
+use super::health::ActiveHealth;
+use super::host::Host;
 use super::original_dst::OriginalDstHosts;
 use super::stats::{ClusterStats, ConfigStats, UpdateStats};
 use crate::config::ConfigError;
@@ -33,6 +34,7 @@ pub struct Cluster {
     config_stats: ConfigStats,
     stats: OnceLock<Arc<ClusterStats>>,
     breakers: [OnceLock<Arc<Breakers>>; 2],
+    health: Option<Arc<ActiveHealth>>,
     retired: AtomicBool,
 }
 
@@ -50,6 +52,12 @@ pub(super) enum Applied {
 pub(super) enum Transport {
     Raw,
     Tls { context: Arc<UpstreamContext>, config: Arc<UpstreamTlsConfig> },
+}
+
+impl Transport {
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Transport::Tls { .. })
+    }
 }
 
 /// What a new cluster takes from its surroundings.
@@ -83,7 +91,7 @@ impl Cluster {
             .enumerate()
             .map(|(at, m)| {
                 transport(&m.transport)
-                    .map_err(|e| e.inside(&format!("transport_socket_matches[{at}].transport_socket")))
+                    .map_err(|e| e.inside(&format!("transport_socket_matches[{at}].transport_socket.typed_config")))
             })
             .collect();
         let original_dst = match config.discovery {
@@ -93,14 +101,21 @@ impl Cluster {
             }
             _ => None,
         };
+        let ignore_unchecked = config.ignore_new_hosts_until_first_hc && config.discovery.is_dynamic();
+        let checks = Checks { keep_passing: !config.ignore_health_on_host_removal, ignore_unchecked };
+        let endpoints = match config.health_check {
+            Some(_) => EndpointSet::checked(checks),
+            None => EndpointSet::empty(),
+        };
         Ok(Cluster {
             added_via_api: place.added_via_api,
             slot_id: place.slot_id,
             version: place.version,
             original_dst,
-            transport: transport(&config.transport).map_err(|e| e.inside("transport_socket"))?,
+            transport: transport(&config.transport).map_err(|e| e.inside("transport_socket.typed_config"))?,
             transport_matches: matches?,
-            endpoints: ArcSwap::from_pointee(EndpointSet::empty()),
+            endpoints: ArcSwap::from_pointee(endpoints),
+            health: config.health_check.as_ref().map(|check| ActiveHealth::new(check, &scope)),
             registry: place.registry.clone(),
             config_stats: ConfigStats::new(&scope),
             stats: OnceLock::new(),
@@ -141,6 +156,29 @@ impl Cluster {
         self.endpoints.load()
     }
 
+    /// Its active health checks, if it has any.
+    pub(super) fn health(&self) -> Option<&Arc<ActiveHealth>> {
+        self.health.as_ref()
+    }
+
+    /// Whether the endpoints are checked: only then a response may say [`IMMEDIATE_FAIL`](super::IMMEDIATE_FAIL).
+    pub fn is_checked(&self) -> bool {
+        self.health.is_some()
+    }
+
+    /// A response of `host` to ordinary traffic said that it is to be left alone: from now on, until it passes its checks
+    /// again, it is.
+    pub fn fail_at_once(&self, host: &Host) {
+        if let Some(health) = self.health.as_ref().filter(|_| host.is_checked()) {
+            health.host_is_ill(host);
+        }
+    }
+
+    /// Whether a connection was ever made for traffic.
+    pub(super) fn has_connected(&self) -> bool {
+        self.stats.get().is_some_and(|stats| stats.upstream_cx_total.value() > 0)
+    }
+
     /// Replaced or removed: its connections drain.
     pub fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Acquire)
@@ -175,9 +213,12 @@ impl Cluster {
     }
 
     /// Begins with the hosts of the version that ran before, so that the next assignment keeps those it still names, and
-    /// counts on in its stats.
+    /// counts on in its stats. Where health is checked each version has hosts of its own, as in Envoy: what one version
+    /// found out by its checks says nothing of another's.
     pub(super) fn start_from(&self, running: &Cluster) {
-        self.endpoints.store(running.endpoints.load_full());
+        if self.health.is_none() && running.health.is_none() {
+            self.endpoints.store(running.endpoints.load_full());
+        }
         if let Some(stats) = running.stats.get().filter(|_| running.config.stat_name == self.config.stat_name) {
             // one that traffic has already made counts in the same cells
             let _ = self.stats.set(Arc::clone(stats));
@@ -203,7 +244,24 @@ impl Cluster {
         for host in &change.removed {
             host.remove();
         }
+        if let Some(health) = self.health.as_ref().filter(|_| change.members) {
+            health.members_changed();
+        }
         if change.members { Applied::Members } else { Applied::Facts }
+    }
+
+    /// Spreads the load anew after health checks have changed the health of hosts. Called by the control thread only.
+    pub(super) fn health_changed(&self) {
+        let (next, change) = self.endpoints.load().rechecked();
+        let next = Arc::new(next);
+        self.show_members(&next);
+        if change.members {
+            self.config_stats.membership_change.inc();
+        }
+        self.endpoints.store(next);
+        for host in &change.removed {
+            host.remove();
+        }
     }
 
     fn show_members(&self, set: &EndpointSet) {
@@ -219,8 +277,12 @@ impl Cluster {
         if self.transport_matches.is_empty() {
             return &self.transport;
         }
-        let facts = host.facts();
-        let found = self.config.transport_matches.iter().position(|m| fulfils(&facts, m));
+        self.transport_by(host.facts().transport_selector())
+    }
+
+    /// The transport for what metadata says under `envoy.transport_socket_match`.
+    pub(super) fn transport_by(&self, selector: Option<&serde_json::Value>) -> &Transport {
+        let found = self.config.transport_matches.iter().position(|m| fulfils(selector, m));
         found.and_then(|at| self.transport_matches.get(at)).unwrap_or(&self.transport)
     }
 
@@ -235,11 +297,11 @@ impl Cluster {
 /// What few people read of the members: kept with the stats of traffic, so that idle clusters need not have it.
 fn show_rest(stats: &ClusterStats, set: &EndpointSet) {
     stats.membership_degraded.set(set.degraded() as u64);
+    stats.membership_excluded.set(set.excluded() as u64);
     stats.max_host_weight.set(set.hosts().map(|h| h.facts().weight).max().unwrap_or(0).into());
 }
 
-fn fulfils(facts: &HostFacts, m: &TransportMatch) -> bool {
-    let selector = facts.transport_selector();
+fn fulfils(selector: Option<&serde_json::Value>, m: &TransportMatch) -> bool {
     m.criteria.iter().all(|(key, want)| selector.and_then(|s| s.get(key)) == Some(want))
 }
 
@@ -263,13 +325,11 @@ mod tests {
         ));
         let cluster = cluster_with(assignment(vec![(0, vec![labelled, endpoint(2)])]), |_| {});
         let hosts: Vec<_> = cluster.endpoints().hosts().cloned().collect();
-        let istio = TransportMatch {
-            name: "tlsMode-istio".into(),
-            criteria: vec![("tlsMode".into(), "istio".into())],
-            transport: UpstreamTransport::Raw,
-        };
-        assert!(fulfils(&hosts[0].facts(), &istio) && !fulfils(&hosts[1].facts(), &istio));
+        let istio =
+            TransportMatch { criteria: vec![("tlsMode".into(), "istio".into())], transport: UpstreamTransport::Raw };
+        let selects = |host: &Host| fulfils(host.facts().transport_selector(), &istio);
+        assert!(selects(&hosts[0]) && !selects(&hosts[1]));
         let any = TransportMatch { criteria: Vec::new(), ..istio };
-        assert!(fulfils(&hosts[1].facts(), &any));
+        assert!(fulfils(hosts[1].facts().transport_selector(), &any));
     }
 }

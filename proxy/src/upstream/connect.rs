@@ -34,7 +34,8 @@ pub(super) async fn establish(
     alpn: &[&str],
 ) -> Result<Connected, UpstreamError> {
     let (cluster, host) = (Arc::clone(&guard.cluster), Arc::clone(&guard.host));
-    let opened = tokio::time::timeout(cluster.config.connect_timeout, open(&cluster, &host, options, alpn)).await;
+    let place = Place { address: &host.address.0, transport: cluster.transport_for(&host), host: &host };
+    let opened = tokio::time::timeout(cluster.config.connect_timeout, open(&cluster, &place, options, alpn)).await;
     let failure = match opened {
         Ok(Ok(connected)) => {
             cluster.stats().connected_after(guard.since.elapsed());
@@ -55,14 +56,27 @@ pub(super) async fn establish(
     Err(failure)
 }
 
-/// As `establish`, unbounded in time; the error is the text of the transport failure.
-async fn open(cluster: &Cluster, host: &Host, options: &ConnectOptions, alpn: &[&str]) -> Result<Connected, String> {
-    let socket = open_socket(cluster, &host.address.0).await?;
+/// Where a connection goes and how it gets there: health checks may differ in both from the host's traffic.
+pub(super) struct Place<'a> {
+    pub address: &'a Address,
+    pub transport: &'a ClusterTransport,
+    pub host: &'a Host,
+}
+
+/// As `establish`, unbounded in time and not counted; the error is the text of the transport failure.
+pub(super) async fn open(
+    cluster: &Cluster,
+    place: &Place<'_>,
+    options: &ConnectOptions,
+    alpn: &[&str],
+) -> Result<Connected, String> {
+    let Place { address, transport, host } = place;
+    let socket = open_socket(cluster, address).await?;
     let local = match &socket {
         Socket::Tcp(tcp) => tcp.local_addr().ok().map(LocalAddr),
         Socket::Unix(_) => None,
     };
-    match cluster.transport_for(host) {
+    match transport {
         ClusterTransport::Raw => Ok(Connected { transport: Transport::Plain(socket), tls: None, local }),
         ClusterTransport::Tls { context, config } => {
             let mut options = options.clone();

@@ -169,7 +169,6 @@ fn assignment(cluster: &Cluster, localities: &[DnsLocality], names: &[Name], fir
     let localities = localities.iter().enumerate().map(|(at, l)| LocalityEndpoints {
         locality: l.locality.clone(),
         priority: l.priority,
-        weight: l.weight,
         endpoints: names.iter().filter(|n| n.locality == at).flat_map(endpoints_of).collect(),
     });
     LoadAssignment {
@@ -186,7 +185,7 @@ mod tests {
 
     fn dns(names: &[(&str, u16)]) -> Vec<DnsLocality> {
         let names = names.iter().map(|(name, port)| (Arc::from(*name), *port, endpoint(*port))).collect();
-        vec![DnsLocality { locality: Default::default(), priority: 0, weight: None, names }]
+        vec![DnsLocality { locality: Default::default(), priority: 0, names }]
     }
 
     fn config() -> DnsConfig {

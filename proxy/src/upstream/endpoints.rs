@@ -4,6 +4,7 @@
 //! is computed here, once per update. Source of the formulas: Envoy's "Priority levels", "Degraded endpoints" and "Panic
 //! threshold" pages.
 
+use super::health::ActiveFlags;
 use super::host::{Health, Host, HostFacts};
 use crate::config::model::{Address, LoadAssignment};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -15,6 +16,19 @@ pub struct EndpointSet {
     pub priorities: Box<[PriorityHosts]>,
     /// Where load goes; shares add up to 100. Empty: nowhere.
     pub(super) shares: Box<[Share]>,
+    checks: Option<Checks>,
+    /// Percent, of the assignment.
+    overprovisioning_factor: u32,
+    panic_threshold: f64,
+}
+
+/// What active health checks mean for the endpoints of a cluster.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Checks {
+    /// A host that discovery takes away stays while it passes.
+    pub keep_passing: bool,
+    /// A host that was never checked does not count.
+    pub ignore_unchecked: bool,
 }
 
 /// Hosts of one priority: healthy ones first, then degraded, then unhealthy, each in the order of configuration.
@@ -23,6 +37,8 @@ pub struct PriorityHosts {
     hosts: Box<[Arc<Host>]>,
     healthy: usize,
     degraded: usize,
+    /// Hosts that do not count when the load is spread.
+    excluded: usize,
 }
 
 /// A part of the hosts that gets a share of the load.
@@ -47,7 +63,8 @@ impl PriorityHosts {
         hosts.sort_by_key(|(health, _)| *health);
         let healthy = hosts.iter().filter(|(h, _)| *h == Health::Healthy).count();
         let degraded = hosts.iter().filter(|(h, _)| *h == Health::Degraded).count();
-        PriorityHosts { hosts: hosts.into_iter().map(|(_, host)| host).collect(), healthy, degraded }
+        let excluded = hosts.iter().filter(|(_, h)| h.active().is_out_of_count()).count();
+        PriorityHosts { hosts: hosts.into_iter().map(|(_, host)| host).collect(), healthy, degraded, excluded }
     }
 
     pub(super) fn part(&self, part: Part) -> &[Arc<Host>] {
@@ -60,8 +77,13 @@ impl PriorityHosts {
         self.hosts.get(range).unwrap_or_default()
     }
 
+    /// Hosts that count.
+    fn counted(&self) -> usize {
+        self.hosts.len() - self.excluded
+    }
+
     fn percent(&self, of: usize) -> f64 {
-        if self.hosts.is_empty() { 0.0 } else { 100.0 * of as f64 / self.hosts.len() as f64 }
+        if self.counted() == 0 { 0.0 } else { 100.0 * of as f64 / self.counted() as f64 }
     }
 
     fn in_panic(&self, threshold: f64) -> bool {
@@ -72,7 +94,19 @@ impl PriorityHosts {
 impl EndpointSet {
     /// No endpoints.
     pub(super) fn empty() -> EndpointSet {
-        EndpointSet { generation: 0, priorities: Box::default(), shares: Box::default() }
+        EndpointSet {
+            generation: 0,
+            priorities: Box::default(),
+            shares: Box::default(),
+            checks: None,
+            overprovisioning_factor: OVERPROVISIONING_FACTOR,
+            panic_threshold: 0.0,
+        }
+    }
+
+    /// No endpoints yet, of a cluster with active health checks.
+    pub(super) fn checked(checks: Checks) -> EndpointSet {
+        EndpointSet { checks: Some(checks), ..EndpointSet::empty() }
     }
 
     /// Every host, by priority.
@@ -96,9 +130,14 @@ impl EndpointSet {
         self.priorities.iter().map(|p| p.degraded).sum()
     }
 
+    pub(super) fn excluded(&self) -> usize {
+        self.priorities.iter().map(|p| p.excluded).sum()
+    }
+
     /// Whether an assignment would keep every host and add none.
     pub(super) fn has_members_of(&self, assignment: &LoadAssignment) -> bool {
-        let mut known: HashMap<&Address, &Arc<Host>> = self.hosts().map(|h| (&h.address.0, h)).collect();
+        let mut known: HashMap<&Address, &Arc<Host>> =
+            self.hosts().filter(|h| !h.active().pending_removal()).map(|h| (&h.address.0, h)).collect();
         let mut seen = HashSet::new();
         let mut endpoints = assignment.localities.iter().flat_map(|l| &l.endpoints);
         endpoints.all(|e| !seen.insert(&e.address) || known.remove(&e.address).is_some_and(|h| h.is_for(e)))
@@ -131,29 +170,93 @@ impl EndpointSet {
                     health: endpoint.health,
                     metadata: endpoint.metadata.clone(),
                 };
-                let kept = known.get(&endpoint.address).copied().filter(|host| host.is_for(endpoint));
-                let host = match kept {
+                let before = known.get(&endpoint.address).copied();
+                let host = match before.filter(|host| host.is_for(endpoint)) {
                     Some(host) => {
                         known.remove(&endpoint.address);
                         change.facts |= host.update(facts);
+                        host.set_active(host.active().with(ActiveFlags::PENDING_REMOVAL, false));
                         Arc::clone(host)
                     }
                     None => {
                         change.members = true;
-                        Host::new(ids.take(), endpoint, facts)
+                        let host = Host::new(ids.take(), endpoint, facts);
+                        if let Some(checks) = self.checks.filter(|_| host.is_checked()) {
+                            host.set_active(checks.at_birth(before.filter(|b| b.is_checked_as(endpoint))));
+                        }
+                        host
                     }
                 };
                 by_priority[at].push(host);
             }
         }
-        change.members |= !known.is_empty();
-        change.removed = known.into_values().cloned().collect();
-        let priorities: Box<[PriorityHosts]> = by_priority.into_iter().map(PriorityHosts::new).collect();
-        let factor = if assignment.overprovisioning_factor == 0 { 140 } else { assignment.overprovisioning_factor };
-        let shares = shares(&priorities, factor, panic_threshold);
-        (EndpointSet { generation: self.generation + 1, priorities, shares }, change)
+        let mut known: Vec<Arc<Host>> = known.into_values().cloned().collect();
+        known.sort_by_key(|host| host.id);
+        for host in known {
+            if !self.checks.is_some_and(|c| c.keep_passing) || seen.contains(&host.address.0) || !host.may_stay() {
+                change.removed.push(host);
+                continue;
+            }
+            host.set_active(host.active().with(ActiveFlags::PENDING_REMOVAL, true));
+            let at = (host.facts().priority as usize).min(MAX_PRIORITY);
+            if by_priority.len() <= at {
+                by_priority.resize_with(at + 1, Vec::new);
+            }
+            by_priority[at].push(host);
+        }
+        change.members |= !change.removed.is_empty();
+        let factor = match assignment.overprovisioning_factor {
+            0 => OVERPROVISIONING_FACTOR,
+            factor => factor,
+        };
+        let rules = EndpointSet { overprovisioning_factor: factor, panic_threshold, ..self.without_hosts() };
+        (rules.with_hosts(by_priority), change)
+    }
+
+    /// The set after active health checks have changed the health of hosts. Those that only stayed because they passed,
+    /// and do so no more, are gone.
+    pub(super) fn rechecked(&self) -> (EndpointSet, Change) {
+        let mut change = Change::default();
+        let mut by_priority = Vec::with_capacity(self.priorities.len());
+        for priority in &self.priorities {
+            let (mut gone, mut hosts): (Vec<_>, Vec<_>) =
+                priority.hosts.iter().cloned().partition(|h| h.active().pending_removal() && h.active().failed());
+            // the order that their ids had at birth, whatever their health was since
+            hosts.sort_by_key(|host| host.id);
+            change.removed.append(&mut gone);
+            by_priority.push(hosts);
+        }
+        change.members = !change.removed.is_empty();
+        (self.without_hosts().with_hosts(by_priority), change)
+    }
+
+    fn without_hosts(&self) -> EndpointSet {
+        let EndpointSet { generation, checks, overprovisioning_factor, panic_threshold, .. } = *self;
+        let (priorities, shares) = (Box::default(), Box::default());
+        EndpointSet { generation, priorities, shares, checks, overprovisioning_factor, panic_threshold }
+    }
+
+    fn with_hosts(mut self, by_priority: Vec<Vec<Arc<Host>>>) -> EndpointSet {
+        self.generation += 1;
+        self.priorities = by_priority.into_iter().map(PriorityHosts::new).collect();
+        self.shares = shares(&self.priorities, self.overprovisioning_factor, self.panic_threshold);
+        self
     }
 }
+
+impl Checks {
+    /// The state of a new host: failed until it passes, unless one of equal address that is checked in the same way is
+    /// known.
+    fn at_birth(self, before: Option<&Arc<Host>>) -> ActiveFlags {
+        match before {
+            Some(host) => host.active().with(ActiveFlags::PENDING_REMOVAL, false),
+            None => ActiveFlags::FAILED.with(ActiveFlags::PENDING_CHECK, self.ignore_unchecked),
+        }
+    }
+}
+
+/// Envoy's default, in percent.
+const OVERPROVISIONING_FACTOR: u32 = 140;
 
 /// Envoy allows priorities up to 128.
 const MAX_PRIORITY: usize = 128;
@@ -200,9 +303,12 @@ fn shares(priorities: &[PriorityHosts], factor: u32, panic_threshold: f64) -> Bo
     let mut shares: Vec<Share> = Vec::new();
     if !panic.is_empty() && panic.iter().all(|p| *p) {
         // total panic: by the number of hosts
-        let all: usize = priorities.iter().map(|p| p.hosts.len()).sum();
-        for (priority, p) in priorities.iter().enumerate().filter(|(_, p)| !p.hosts.is_empty()) {
-            shares.push(Share { priority, part: Part::All, percent: (100 * p.hosts.len() / all) as u32 });
+        let all: usize = priorities.iter().map(PriorityHosts::counted).sum();
+        for (priority, p) in priorities.iter().enumerate().filter(|(_, p)| p.counted() > 0) {
+            shares.push(Share { priority, part: Part::All, percent: (100 * p.counted() / all) as u32 });
+        }
+        if all == 0 && priorities.first().is_some_and(|p| !p.hosts.is_empty()) {
+            shares.push(Share { priority: 0, part: Part::All, percent: 100 });
         }
     } else {
         let mut left = 100;
@@ -306,5 +412,84 @@ mod tests {
         let (second, change) = first.next(&a, 50.0);
         assert_eq!((first.len(), second.len()), (1, 1), "one address is one host");
         assert!(!change.members && !change.facts);
+    }
+
+    /// The flags of all hosts, by port.
+    fn flags(set: &EndpointSet) -> Vec<(String, ActiveFlags)> {
+        let mut all: Vec<_> = set.hosts().map(|h| (h.address.to_string(), h.active())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+
+    fn pass(set: &EndpointSet) -> EndpointSet {
+        set.hosts().for_each(|host| host.set_active(ActiveFlags::default()));
+        set.rechecked().0
+    }
+
+    #[test]
+    fn a_host_of_a_checked_cluster_is_used_when_it_passes_and_goes_when_it_fails() {
+        let checks = Checks { keep_passing: true, ignore_unchecked: false };
+        let both = assignment(vec![(0, vec![endpoint(1), endpoint(2)])]);
+        let (born, _) = EndpointSet::checked(checks).next(&both, 0.0);
+        assert_eq!((born.healthy(), born.shares.len()), (0, 0));
+        let passing = pass(&born);
+        assert_eq!((passing.healthy(), passing.shares.len()), (2, 1));
+        let one = assignment(vec![(0, vec![endpoint(1)])]);
+        let (kept, change) = passing.next(&one, 0.0);
+        assert_eq!((kept.len(), kept.healthy(), change.members), (2, 2, false));
+        let host = Arc::clone(kept.hosts().find(|h| h.active().pending_removal()).unwrap());
+        assert!(host.address.to_string().ends_with(":2") && kept.has_members_of(&one));
+        let (back, _) = kept.next(&both, 0.0);
+        assert!(flags(&back).iter().all(|(_, flags)| *flags == ActiveFlags::default()));
+        let (kept, _) = back.next(&one, 0.0);
+        host.set_active(host.active().with(ActiveFlags::FAILED, true));
+        let (gone, change) = kept.rechecked();
+        assert_eq!((gone.len(), change.members), (1, true));
+        assert!(Arc::ptr_eq(&change.removed[0], &host));
+    }
+
+    #[test]
+    fn what_failed_or_is_not_checked_goes_when_discovery_says_so() {
+        let checks = Checks { keep_passing: true, ignore_unchecked: false };
+        let mut unchecked = endpoint(2);
+        let check =
+            crate::config::model::EndpointCheck { port: 0, hostname: Box::default(), address: None, disabled: true };
+        unchecked.check = Some(Arc::new(check));
+        let all = assignment(vec![(0, vec![endpoint(1), unchecked])]);
+        let (set, _) = EndpointSet::checked(checks).next(&all, 0.0);
+        assert_eq!((set.healthy(), set.len()), (1, 2), "one that is not checked is healthy");
+        let (empty, change) = set.next(&assignment(vec![]), 0.0);
+        assert_eq!((empty.len(), change.removed.len()), (0, 2));
+        let at_once = Checks { keep_passing: false, ignore_unchecked: false };
+        let set = pass(&EndpointSet::checked(at_once).next(&all, 0.0).0);
+        assert_eq!(set.next(&assignment(vec![]), 0.0).0.len(), 0);
+    }
+
+    #[test]
+    fn hosts_that_were_never_checked_need_not_count() {
+        let checks = Checks { keep_passing: true, ignore_unchecked: true };
+        let set = pass(&EndpointSet::checked(checks).next(&assignment(vec![(0, vec![endpoint(1)])]), 50.0).0);
+        let more = assignment(vec![(0, vec![endpoint(1), endpoint(2), endpoint(3)]), (1, vec![endpoint(4)])]);
+        let (set, _) = set.next(&more, 50.0);
+        assert_eq!((set.healthy(), set.excluded()), (1, 3));
+        let shares: Vec<_> = set.shares.iter().map(|s| (s.priority, s.part, s.percent)).collect();
+        assert_eq!(shares, [(0, Part::Healthy, 100)], "one healthy host of three would be panic");
+        let none = EndpointSet::checked(checks).next(&more, 50.0).0;
+        assert_eq!((none.shares.len(), none.shares[0].part), (1, Part::All));
+    }
+
+    #[test]
+    fn another_host_of_equal_address_inherits_its_health() {
+        let checks = Checks { keep_passing: true, ignore_unchecked: false };
+        let set = pass(&EndpointSet::checked(checks).next(&assignment(vec![(0, vec![endpoint(1)])]), 0.0).0);
+        let mut renamed = endpoint(1);
+        renamed.hostname = "other".into();
+        let (next, change) = set.next(&assignment(vec![(0, vec![renamed.clone()])]), 0.0);
+        assert_eq!((next.healthy(), next.len(), change.members), (1, 1, true));
+        let check =
+            crate::config::model::EndpointCheck { port: 9, hostname: Box::default(), address: None, disabled: false };
+        renamed.check = Some(Arc::new(check));
+        let (next, _) = next.next(&assignment(vec![(0, vec![renamed])]), 0.0);
+        assert_eq!((next.healthy(), next.len()), (0, 1), "what is asked elsewhere may answer otherwise");
     }
 }

@@ -3,12 +3,13 @@
 //! A host lives as long as its address stays in the cluster; updates change its facts, never its identity, so that
 //! counts, health and pools go on. Knows nothing of connections.
 
-use crate::config::model::{Endpoint, HealthStatus, Locality};
+use super::health::ActiveFlags;
+use crate::config::model::{Endpoint, EndpointCheck, HealthStatus, Locality};
 use crate::net::UpstreamAddr;
 use arc_swap::{ArcSwap, Guard};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// One endpoint; kept, with its counts and health, while its address stays in the cluster.
 pub struct Host {
@@ -18,6 +19,13 @@ pub struct Host {
     /// Dense inside its cluster: index of per-worker pools.
     pub(super) id: u32,
     facts: ArcSwap<HostFacts>,
+    check: Option<Arc<EndpointCheck>>,
+    /// What active health checks say: [`ActiveFlags`], written by the control thread.
+    active: AtomicU8,
+    /// How often active health checks found it unhealthy after it was healthy.
+    failures: AtomicU32,
+    /// A response to ordinary traffic said that the host is to be left alone; nobody has looked yet.
+    ill: AtomicBool,
     removed: AtomicBool,
     /// For hosts of ORIGINAL_DST clusters: chosen since the last clean-up.
     used: AtomicBool,
@@ -80,6 +88,10 @@ impl Host {
             stats: HostStats::default(),
             id,
             facts: ArcSwap::from_pointee(facts),
+            check: endpoint.check.clone(),
+            active: AtomicU8::new(0),
+            failures: AtomicU32::new(0),
+            ill: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             used: AtomicBool::new(true),
         })
@@ -90,8 +102,61 @@ impl Host {
         self.facts.load()
     }
 
+    /// The worst of what configuration and active health checks say.
     pub fn health(&self) -> Health {
-        self.facts.load().health()
+        let active = match self.active() {
+            flags if flags.failed() => Health::Unhealthy,
+            flags if flags.degraded() => Health::Degraded,
+            _ => Health::Healthy,
+        };
+        self.facts.load().health().max(active)
+    }
+
+    /// What active health checks say.
+    pub fn active(&self) -> ActiveFlags {
+        ActiveFlags::from_bits(self.active.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_active(&self, flags: ActiveFlags) {
+        self.active.store(flags.bits(), Ordering::Relaxed);
+    }
+
+    /// How often active health checks found it unhealthy after it was healthy: each time its connections drain.
+    pub(super) fn failures(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_failure(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How this host is checked, where configuration says something of its own for it.
+    pub(super) fn check(&self) -> Option<&EndpointCheck> {
+        self.check.as_deref()
+    }
+
+    /// Whether it is to be checked, in a cluster that has health checks.
+    pub(super) fn is_checked(&self) -> bool {
+        !self.check().is_some_and(|check| check.disabled)
+    }
+
+    /// Whether an endpoint of new configuration is checked as this host is.
+    pub(super) fn is_checked_as(&self, endpoint: &Endpoint) -> bool {
+        self.check == endpoint.check
+    }
+
+    /// Whether it serves on although discovery took it away: it passes its checks, and was not said to be ill.
+    pub(super) fn may_stay(&self) -> bool {
+        let said_ill = matches!(self.facts.load().health, HealthStatus::Unhealthy | HealthStatus::Timeout);
+        self.is_checked() && !self.active().failed() && !said_ill
+    }
+
+    pub(super) fn mark_ill(&self) {
+        self.ill.store(true, Ordering::Release);
+    }
+
+    pub(super) fn take_ill(&self) -> bool {
+        self.ill.swap(false, Ordering::AcqRel)
     }
 
     /// Endpoint metadata `envoy.lb` `canary: true`.
@@ -104,6 +169,7 @@ impl Host {
     /// Whether this host, of equal address, is what an endpoint of new configuration means.
     pub(super) fn is_for(&self, endpoint: &Endpoint) -> bool {
         self.hostname == endpoint.hostname
+            && self.is_checked_as(endpoint)
             && self.facts.load().transport_selector() == transport_selector(endpoint.metadata.as_deref())
     }
 

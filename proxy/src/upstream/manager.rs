@@ -5,12 +5,13 @@
 
 use super::cluster::{Applied, Cluster, Place};
 use super::dns::{self, Resolvers};
+use super::health::{self, ActiveHealth};
 use super::merge::Merging;
 use super::slot::{ClusterSlot, SlotIds};
 use super::status::ClusterStatus;
 use super::xds_connector::XdsConnector;
 use crate::config::ConfigError;
-use crate::config::model::{ClusterConfig, ClusterDiscovery, LoadAssignment};
+use crate::config::model::{ClusterConfig, ClusterDiscovery, ConfigSource, LoadAssignment};
 use crate::slots::{Key, Progress, Slot, Store};
 use crate::stats::{Counter, Gauge, Registry};
 use crate::tls::Secrets;
@@ -30,7 +31,7 @@ const LINGER: Duration = Duration::from_secs(5);
 pub enum Update {
     /// Equal to the one that runs.
     Unchanged,
-    /// Will be published when its endpoints and secrets are there.
+    /// Will be published when its endpoints and secrets are there, and the endpoints have been checked.
     Warming,
     Live,
 }
@@ -40,7 +41,6 @@ pub struct ClusterManager {
     registry: Registry,
     secrets: Arc<Secrets>,
     assignments: Arc<Store<LoadAssignment>>,
-    local_cluster: Option<Arc<str>>,
     resolvers: Resolvers,
     slot_ids: Arc<SlotIds>,
     state: Mutex<State>,
@@ -124,7 +124,6 @@ impl ClusterManager {
         registry: Registry,
         secrets: Arc<Secrets>,
         assignments: Arc<Store<LoadAssignment>>,
-        local_cluster: Option<Arc<str>>,
     ) -> Arc<ClusterManager> {
         let scope = registry.scope("cluster_manager.");
         let stats = ManagerStats {
@@ -142,7 +141,6 @@ impl ClusterManager {
             registry,
             secrets,
             assignments,
-            local_cluster,
             resolvers: Resolvers::default(),
             slot_ids: Arc::default(),
             state: Mutex::default(),
@@ -156,14 +154,9 @@ impl ClusterManager {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The cluster that this proxy itself is an endpoint of, as the bootstrap names it.
-    pub fn local_cluster(&self) -> Option<&Arc<str>> {
-        self.local_cluster.as_ref()
-    }
-
     /// The slot of this name, made when it is new. Slots live as long as somebody holds them.
     pub fn slot(&self, name: &str) -> Arc<ClusterSlot> {
-        self.state().slot(name, &self.slot_ids)
+        self.state().slot(name, &self.slot_ids, || name.into())
     }
 
     /// Takes a configuration; warming goes on by itself on the calling thread's `LocalRuntime` (`spawn_local`). An
@@ -178,7 +171,7 @@ impl ClusterManager {
         added_via_api: bool,
     ) -> Result<Update, ConfigError> {
         let mut state = self.state();
-        let slot = state.slot(&config.name, &self.slot_ids);
+        let slot = state.slot(&config.name, &self.slot_ids, || Arc::clone(&config.name));
         let running = slot.load();
         if let Some(entry) = state.clusters.get_mut(&config.name) {
             let of_bootstrap = running.as_ref().is_some_and(|c| !c.added_via_api);
@@ -215,14 +208,20 @@ impl ClusterManager {
         let before = entry.phase();
         let source = Source::of(&cluster, &self.assignments);
         let settled = cluster.tls_contexts().all(|c| c.is_settled());
-        let update = match source {
-            Source::Fixed if settled => {
+        let update = match (cluster.health().cloned(), source) {
+            (Some(health), source) => {
+                let (awaits, follows) = source.held();
+                let task = warm_checked(Arc::downgrade(self), Arc::clone(&cluster), awaits, health);
+                entry.warming = Some((cluster, spawn(task, follows)));
+                Update::Warming
+            }
+            (None, Source::Fixed) if settled => {
                 entry.warming = None;
                 entry.publish(&cluster, None);
                 entry.live = Some(Task::default());
                 Update::Live
             }
-            Source::Eds(slot) if settled && slot.is_settled() => {
+            (None, Source::Eds(slot)) if settled && slot.is_settled() => {
                 entry.warming = None;
                 let began = Instant::now();
                 cluster.update_stats().update_attempt.inc();
@@ -236,7 +235,7 @@ impl ClusterManager {
                 entry.live = Some(spawn(following.run(Arc::downgrade(self)), Some(slot)));
                 Update::Live
             }
-            source => {
+            (None, source) => {
                 let (awaits, follows) = source.held();
                 let task = warm(Arc::downgrade(self), Arc::clone(&cluster), awaits);
                 entry.warming = Some((cluster, spawn(task, follows)));
@@ -274,6 +273,12 @@ impl ClusterManager {
                 }
             };
             state.lingering.insert(name, spawn(end, None));
+        } else if state.slots.get(&name).is_some_and(|slot| slot.strong_count() == 0) {
+            // what is left of it takes as much memory as before
+            state.slots.remove(&name);
+            if state.slots.len() < state.slots.capacity() / 8 {
+                state.slots.shrink_to_fit();
+            }
         }
         self.stats.removed.inc();
         self.count(&mut state, phase, Phase::default());
@@ -293,6 +298,12 @@ impl ClusterManager {
     /// Whether a cluster of this name is live or warming.
     pub fn has(&self, name: &str) -> bool {
         self.state().clusters.contains_key(name)
+    }
+
+    /// The name of a cluster that was probably meant.
+    pub fn nearest(&self, name: &str) -> Option<String> {
+        let state = self.state();
+        xds_protos::nearest(name, state.clusters.keys().map(|known| &**known)).map(str::to_owned)
     }
 
     /// Names of clusters that wait for something.
@@ -324,10 +335,27 @@ impl ClusterManager {
                     }
                     ClusterDiscovery::Static(_) | ClusterDiscovery::OriginalDst { .. } => {}
                 }
+                if cluster.health().is_some_and(|health| health.has_begun()) {
+                    // the endpoints are known
+                    targets = vec!["target health checks".to_owned()];
+                }
                 targets.dedup();
                 (Arc::clone(name), targets)
             })
             .collect()
+    }
+
+    /// The names in stats of the clusters whose endpoints these are.
+    pub fn served_by(&self, service_name: &str, source: &ConfigSource) -> Vec<Arc<str>> {
+        let state = self.state();
+        let all = state.clusters.values().flat_map(Entry::versions).filter(|cluster| match &cluster.config.discovery {
+            ClusterDiscovery::Eds { service_name: own, source: from } => **own == *service_name && from == source,
+            _ => false,
+        });
+        let mut names: Vec<Arc<str>> = all.map(|cluster| cluster.config.stat_name.clone()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
     }
 
     /// Whether any cluster waits for something.
@@ -386,16 +414,21 @@ impl ClusterManager {
         let _ = warming.wait_for(|n| *n == 0).await;
     }
 
-    /// How the xDS client reaches this cluster: a fresh connection (socket, TLS) to one of its endpoints. `None`: no such
-    /// cluster is known.
-    pub fn xds_connector(self: &Arc<Self>, name: &str) -> Option<Arc<dyn xds_client::Connect>> {
+    /// How the xDS client reaches this cluster: a fresh connection (socket, TLS) to one of its endpoints, for HTTP/2 or
+    /// HTTP/1.1, under this authority or the cluster's name. `None`: no such cluster is known.
+    pub fn xds_connector(
+        self: &Arc<Self>,
+        name: &str,
+        authority: Option<Arc<str>>,
+        http2: bool,
+    ) -> Option<Arc<dyn xds_client::Connect>> {
         let slot = self.state().clusters.get(name).map(|entry| Arc::clone(&entry.slot))?;
-        Some(Arc::new(XdsConnector::new(slot)))
+        Some(Arc::new(XdsConnector::new(slot, authority, http2)))
     }
 
-    /// Every live cluster, by name, as /clusters shows it.
-    pub fn statuses(&self) -> Vec<ClusterStatus> {
-        self.clusters().iter().map(|cluster| ClusterStatus::of(cluster)).collect()
+    /// Every live cluster, by name, as /clusters shows it; each looked at when its turn comes.
+    pub fn statuses(&self) -> impl Iterator<Item = ClusterStatus> + use<> {
+        self.clusters().into_iter().map(|cluster| ClusterStatus::of(&cluster))
     }
 
     /// Every live cluster, by name.
@@ -430,8 +463,30 @@ impl ClusterManager {
         let Some(entry) = state.clusters.get_mut(&cluster.config.name) else { return };
         let before = entry.phase();
         let Some((warm, task)) = entry.warming.take() else { return };
-        if Arc::ptr_eq(&warm, cluster) {
+        if !Arc::ptr_eq(&warm, cluster) {
+            entry.warming = Some((warm, task));
+        } else if let Some(health) = cluster.health() {
+            // the endpoints are known, and are checked before they are used
+            entry.prepare(cluster, assignment);
+            entry.warming = Some((warm, task));
+            health.begin();
+        } else {
             entry.publish(cluster, assignment);
+            entry.live = Some(task);
+            self.published.send_replace(());
+        }
+        let after = entry.phase();
+        self.count(&mut state, before, after);
+    }
+
+    /// Publishes a version whose endpoints have all had their first health check, unless another has taken its place.
+    fn checked(&self, cluster: &Arc<Cluster>) {
+        let mut state = self.state();
+        let Some(entry) = state.clusters.get_mut(&cluster.config.name) else { return };
+        let before = entry.phase();
+        let Some((warm, task)) = entry.warming.take() else { return };
+        if Arc::ptr_eq(&warm, cluster) {
+            entry.slot.publish(Some(warm));
             entry.live = Some(task);
             self.published.send_replace(());
         } else {
@@ -447,7 +502,7 @@ fn spawn(task: impl Future<Output = ()> + 'static, follows: Option<Arc<Slot<Load
 }
 
 impl State {
-    fn slot(&mut self, name: &str, ids: &Arc<SlotIds>) -> Arc<ClusterSlot> {
+    fn slot(&mut self, name: &str, ids: &Arc<SlotIds>, shared: impl FnOnce() -> Arc<str>) -> Arc<ClusterSlot> {
         if let Some(slot) = self.slots.get(name).and_then(Weak::upgrade) {
             return slot;
         }
@@ -455,7 +510,7 @@ impl State {
             self.slots.retain(|_, slot| slot.strong_count() > 0);
             self.clean_at = (self.slots.len() * 2).max(64);
         }
-        let name: Arc<str> = name.into();
+        let name = shared();
         let slot = ClusterSlot::new(Arc::clone(&name), ids);
         self.slots.insert(name, Arc::downgrade(&slot));
         slot
@@ -472,6 +527,12 @@ impl Entry {
     }
 
     fn publish(&self, cluster: &Arc<Cluster>, assignment: Option<&LoadAssignment>) {
+        self.prepare(cluster, assignment);
+        self.slot.publish(Some(Arc::clone(cluster)));
+    }
+
+    /// Gives a version its first endpoints.
+    fn prepare(&self, cluster: &Cluster, assignment: Option<&LoadAssignment>) {
         if let Some(running) = self.slot.load() {
             cluster.start_from(&running);
         }
@@ -481,7 +542,6 @@ impl Entry {
             }
             _ => {}
         }
-        self.slot.publish(Some(Arc::clone(cluster)));
     }
 }
 
@@ -502,6 +562,22 @@ impl Source {
             ClusterDiscovery::StrictDns { .. } | ClusterDiscovery::LogicalDns { .. } => Source::Dns,
         }
     }
+}
+
+/// As `warm`, and checks the health of the cluster's endpoints, before it is published and from then on.
+async fn warm_checked(
+    manager: Weak<ClusterManager>,
+    cluster: Arc<Cluster>,
+    source: Awaited,
+    health: Arc<ActiveHealth>,
+) {
+    let all_checked = || {
+        if let Some(manager) = manager.upgrade() {
+            manager.checked(&cluster);
+        }
+    };
+    let checking = health::run(Arc::clone(&cluster), health, all_checked);
+    tokio::join!(warm(manager.clone(), Arc::clone(&cluster), source), checking);
 }
 
 /// As [`Source`], for a task: see [`Task`].
@@ -729,6 +805,7 @@ mod tests {
             let unnamed = manager.slot("a").load().unwrap();
             assert!(manager.remove("a"));
             assert!(unnamed.is_retired(), "nobody named it");
+            assert!(manager.state().slots.is_empty(), "nothing is left of it");
         });
     }
 
@@ -861,9 +938,9 @@ mod tests {
             manager.add_or_update(fixed("a", 1, 1), false).unwrap();
             assert_eq!(manager.add_or_update(fixed("a", 2, 2), true), Ok(Update::Unchanged));
             assert!(!manager.remove("a"));
-            let [status] = &manager.statuses()[..] else { panic!("one cluster") };
+            let [status] = &manager.statuses().collect::<Vec<_>>()[..] else { panic!("one cluster") };
             assert_eq!((&*status.name, status.added_via_api, status.hosts.len()), ("a", false, 1));
-            assert_eq!((status.hosts[0].health_flags, status.hosts[0].success_rate), ("healthy", -1.0));
+            assert_eq!((&*status.hosts[0].health.to_string(), status.hosts[0].success_rate), ("healthy", -1.0));
         });
     }
 
@@ -872,14 +949,19 @@ mod tests {
         run(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let (manager, _) = manager();
-            assert!(manager.xds_connector("xds").is_none());
+            assert!(manager.xds_connector("xds", None, true).is_none());
             let port = listener.local_addr().unwrap().port();
             manager.add_or_update(fixed("xds", port, 1), false).unwrap();
-            let connector = manager.xds_connector("xds").unwrap();
+            let connector = manager.xds_connector("xds", None, true).unwrap();
+            assert_eq!((connector.authority().as_str(), connector.scheme()), ("xds", "http"));
+            let polls = manager.xds_connector("xds", Some("api.example.com".into()), false).unwrap();
+            assert_eq!(polls.authority(), "api.example.com");
             let stream = connector.connect().await.unwrap();
             let cluster = manager.slot("xds").load().unwrap();
             let stats = cluster.stats();
             assert_eq!((stats.upstream_cx_active.value(), stats.upstream_cx_http2_total.value()), (1, 1));
+            drop(polls.connect().await.unwrap());
+            assert_eq!((stats.upstream_cx_http1_total.value(), stats.upstream_cx_http2_total.value()), (1, 1));
             drop((stream, listener));
             assert_eq!(stats.upstream_cx_active.value(), 0);
             assert!(connector.connect().await.is_err());

@@ -62,6 +62,7 @@ impl OriginalDstHosts {
             health: HealthStatus::Unknown,
             weight: 1,
             metadata: None,
+            check: None,
         };
         let facts = HostFacts {
             locality: Arc::new(Locality::default()),

@@ -1,9 +1,13 @@
 //! Clusters and hosts as the admin interface shows them. Reads only.
+//!
+//! Rates of success are in percent, and -1 where there are too few requests to tell or nobody counts them.
 
 use super::cluster::Cluster;
+use super::health::ActiveFlags;
 use super::host::{Host, HostFacts};
 use crate::config::model::{ClusterDiscovery, HealthStatus, Locality, Thresholds};
 use crate::net::UpstreamAddr;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -16,7 +20,18 @@ pub struct ClusterStatus {
     /// Indexed by `Priority as usize`.
     pub thresholds: [Thresholds; 2],
     pub eds_service_name: Option<Arc<str>>,
+    /// Present when the cluster has outlier detection.
+    pub outlier: Option<OutlierStatus>,
     pub hosts: Vec<HostStatus>,
+}
+
+/// What outlier detection found in a cluster.
+#[derive(Debug, Clone, Copy)]
+pub struct OutlierStatus {
+    pub success_rate_average: f64,
+    pub success_rate_ejection_threshold: f64,
+    pub local_origin_success_rate_average: f64,
+    pub local_origin_success_rate_ejection_threshold: f64,
 }
 
 /// One host as /clusters shows it.
@@ -33,16 +48,80 @@ pub struct HostStatus {
     pub rq_success: u64,
     pub rq_timeout: u64,
     pub rq_total: u64,
-    /// `healthy`, or flags as Envoy writes them, e.g. `/failed_eds_health`.
-    pub health_flags: &'static str,
-    pub eds_health: HealthStatus,
+    pub health: HealthFlags,
     pub weight: u32,
     pub locality: Arc<Locality>,
     pub canary: bool,
     pub priority: u32,
-    /// Percent; -1 without outlier detection.
     pub success_rate: f64,
     pub local_origin_success_rate: f64,
+}
+
+/// Why a host is or is not healthy.
+#[derive(Debug, Clone, Copy)]
+pub struct HealthFlags {
+    pub failed_active_check: bool,
+    pub failed_outlier_check: bool,
+    pub degraded_active_check: bool,
+    pub pending_dynamic_removal: bool,
+    pub pending_active_check: bool,
+    pub excluded_via_immediate_check_fail: bool,
+    pub active_check_timeout: bool,
+    /// What the control plane says of it.
+    pub eds: HealthStatus,
+}
+
+impl HealthFlags {
+    /// Those of a host of which only its control plane says something.
+    pub fn said(eds: HealthStatus) -> HealthFlags {
+        HealthFlags {
+            failed_active_check: false,
+            failed_outlier_check: false,
+            degraded_active_check: false,
+            pending_dynamic_removal: false,
+            pending_active_check: false,
+            excluded_via_immediate_check_fail: false,
+            active_check_timeout: false,
+            eds,
+        }
+    }
+
+    /// With what its health checks say.
+    fn of(eds: HealthStatus, active: ActiveFlags) -> HealthFlags {
+        HealthFlags {
+            failed_active_check: active.failed(),
+            // endpoints are not ejected
+            failed_outlier_check: false,
+            degraded_active_check: active.degraded(),
+            pending_dynamic_removal: active.pending_removal(),
+            pending_active_check: active.pending_check(),
+            excluded_via_immediate_check_fail: active.excluded(),
+            active_check_timeout: active.timed_out(),
+            eds,
+        }
+    }
+}
+
+/// `healthy`, or flags as Envoy writes them, e.g. `/failed_eds_health`.
+impl fmt::Display for HealthFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flags = [
+            (self.failed_active_check, "/failed_active_hc"),
+            (self.failed_outlier_check, "/failed_outlier_check"),
+            (matches!(self.eds, HealthStatus::Unhealthy | HealthStatus::Timeout), "/failed_eds_health"),
+            (self.degraded_active_check, "/degraded_active_hc"),
+            (self.eds == HealthStatus::Degraded, "/degraded_eds_health"),
+            (self.pending_dynamic_removal, "/pending_dynamic_removal"),
+            (self.pending_active_check, "/pending_active_hc"),
+            (self.excluded_via_immediate_check_fail, "/excluded_via_immediate_hc_fail"),
+            (self.active_check_timeout, "/active_hc_timeout"),
+            (self.eds == HealthStatus::Draining, "/eds_status_draining"),
+        ];
+        if flags.iter().all(|(set, _)| !set) {
+            return f.write_str("healthy");
+        }
+        flags.iter().filter(|(set, _)| *set).try_for_each(|(_, name)| f.write_str(name))
+    }
 }
 
 impl ClusterStatus {
@@ -61,6 +140,7 @@ impl ClusterStatus {
                 ClusterDiscovery::Eds { service_name, .. } => Some(Arc::clone(service_name)),
                 _ => None,
             },
+            outlier: None,
             hosts,
         }
     }
@@ -84,13 +164,7 @@ impl HostStatus {
             rq_success: counter(&stats.rq_success),
             rq_timeout: counter(&stats.rq_timeout),
             rq_total: counter(&stats.rq_total),
-            health_flags: match facts.health {
-                HealthStatus::Unknown | HealthStatus::Healthy => "healthy",
-                HealthStatus::Unhealthy | HealthStatus::Timeout => "/failed_eds_health",
-                HealthStatus::Draining => "/eds_status_draining",
-                HealthStatus::Degraded => "/degraded_eds_health",
-            },
-            eds_health: facts.health,
+            health: HealthFlags::of(facts.health, host.active()),
             weight: facts.weight,
             locality: Arc::clone(&facts.locality),
             canary: host.is_canary(),

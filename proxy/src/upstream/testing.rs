@@ -21,18 +21,14 @@ pub(super) fn endpoint_at(address: SocketAddr) -> Endpoint {
         health: HealthStatus::Healthy,
         weight: 1,
         metadata: None,
+        check: None,
     }
 }
 
 pub(super) fn assignment(priorities: Vec<(u32, Vec<Endpoint>)>) -> LoadAssignment {
     let localities = priorities
         .into_iter()
-        .map(|(priority, endpoints)| LocalityEndpoints {
-            locality: Locality::default(),
-            priority,
-            weight: None,
-            endpoints,
-        })
+        .map(|(priority, endpoints)| LocalityEndpoints { locality: Locality::default(), priority, endpoints })
         .collect();
     LoadAssignment { cluster_name: "c".into(), localities, overprovisioning_factor: 140 }
 }
@@ -47,7 +43,7 @@ pub(super) fn secrets() -> Arc<Secrets> {
 
 pub(super) fn manager() -> (Arc<ClusterManager>, Arc<Store<LoadAssignment>>) {
     let assignments = Arc::new(Store::new(Kind::Assignment, mpsc::unbounded_channel().0));
-    (ClusterManager::new(registry(), secrets(), Arc::clone(&assignments), None), assignments)
+    (ClusterManager::new(registry(), secrets(), Arc::clone(&assignments)), assignments)
 }
 
 /// A static cluster that belongs to no manager.

@@ -38,6 +38,8 @@ struct WorkerCluster {
 
 struct HostPools {
     host: Arc<Host>,
+    /// How often the host had failed its health checks when these were made.
+    failures: u32,
     pools: SmallVec<[Rc<Pool>; 1]>,
 }
 
@@ -181,7 +183,11 @@ impl WorkerCluster {
             known.retire();
             *entry = None;
         }
-        let known = entry.get_or_insert_with(|| HostPools { host: Arc::clone(host), pools: SmallVec::new() });
+        let known = entry.get_or_insert_with(|| HostPools {
+            host: Arc::clone(host),
+            failures: host.failures(),
+            pools: SmallVec::new(),
+        });
         if let Some(pool) = known.pools.iter().find(|p| p.key.is_for(wanted, options)) {
             return Rc::clone(pool);
         }
@@ -202,7 +208,10 @@ impl WorkerCluster {
         }
         for entry in self.hosts.borrow_mut().iter_mut() {
             let Some(known) = entry else { continue };
-            if known.host.is_removed() {
+            let failures = known.host.failures();
+            if known.host.is_removed() || known.failures != failures {
+                // new connections may do better, should load balancing in panic ask for some
+                known.failures = failures;
                 known.retire();
             } else {
                 known.pools.retain(|pool| pool.sweep());

@@ -26,6 +26,8 @@ use state::{Answer, State};
 
 /// Type URL of clusters.
 pub const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+/// Type URL of the configuration of filters.
+pub const ECDS: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
 /// Type URL of endpoints.
 pub const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 /// Type URL of listeners.

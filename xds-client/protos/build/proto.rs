@@ -1,5 +1,8 @@
 //! The part of the .proto language that our own files use: proto3 messages, enums, oneofs, maps, `repeated`, nesting.
-//! No options, no services. Type names are written in full or are declared in an enclosing scope of the same file.
+//! No services. Type names are written in full or are declared in an enclosing scope of the same file.
+//!
+//! Beyond the language: `extend` adds fields to a message that exists (as if they stood in it), and rules are written as
+//! the wire form of `validate.FieldRules` in hexadecimal, in brackets behind a field or by a `rules` statement.
 
 use super::descriptor::{Enum, Field, Message, Oneof, Schema, scoped};
 use super::layout::{flag, kind};
@@ -9,13 +12,24 @@ struct Parser<'a> {
     at: usize,
     messages: Vec<Message>,
     enums: Vec<Enum>,
+    /// Fields for messages that exist, gathered under their names.
+    extensions: Vec<Message>,
+    /// Rules in place of those of a field that exists: its full name, and the rules.
+    rules: Vec<(String, Vec<u8>)>,
 }
 
 type Result<T> = std::result::Result<T, String>;
 
 /// Adds what the file declares to the schema.
 pub fn read_file(text: &str, schema: &mut Schema) -> Result<()> {
-    let mut parser = Parser { tokens: tokens(text), at: 0, messages: Vec::new(), enums: Vec::new() };
+    let mut parser = Parser {
+        tokens: tokens(text),
+        at: 0,
+        messages: Vec::new(),
+        enums: Vec::new(),
+        extensions: Vec::new(),
+        rules: Vec::new(),
+    };
     let mut package = String::new();
     while let Some(word) = parser.peek() {
         match word {
@@ -27,22 +41,49 @@ pub fn read_file(text: &str, schema: &mut Schema) -> Result<()> {
             }
             "message" => parser.message(&package)?,
             "enum" => parser.enumeration(&package)?,
+            "extend" => parser.extend()?,
+            "rules" => parser.rules()?,
             other => return Err(format!("unexpected `{other}`")),
         }
     }
-    let Parser { mut messages, enums, .. } = parser;
-    for at in 0..messages.len() {
-        let scope = messages[at].name.clone();
-        for field in 0..messages[at].fields.len() {
-            let name = std::mem::take(&mut messages[at].fields[field].type_name);
+    let Parser { mut messages, enums, mut extensions, rules, .. } = parser;
+    let known: Vec<String> = messages.iter().map(|message| message.name.clone()).collect();
+    let named = |name: &str| known.iter().any(|message| message == name);
+    for message in messages.iter_mut().chain(&mut extensions) {
+        for field in &mut message.fields {
+            let name = std::mem::take(&mut field.type_name);
             if name.is_empty() {
                 continue;
             }
-            let (kind, full) = resolve(&name, &scope, &messages, &enums, schema)
-                .ok_or_else(|| format!("{scope}: unknown type `{name}`"))?;
-            messages[at].fields[field].kind = kind;
-            messages[at].fields[field].type_name = full;
+            (field.kind, field.type_name) = resolve(&name, &message.name, named, &enums, schema)
+                .ok_or_else(|| format!("{}: unknown type `{name}`", message.name))?;
         }
+    }
+    for name in &known {
+        if schema.messages.iter().any(|message| message.name == *name) {
+            return Err(format!("{name} is known without this file: take it out"));
+        }
+    }
+    for extension in extensions {
+        let target = schema.messages.iter_mut().find(|message| message.name == extension.name);
+        let target = target.ok_or_else(|| format!("there is no {} to extend", extension.name))?;
+        for mut field in extension.fields {
+            if target.fields.iter().any(|known| known.number == field.number || known.name == field.name) {
+                return Err(format!("{}.{} is known without this file: take it out", target.name, field.name));
+            }
+            field.flags |= flag::ADDED;
+            target.fields.push(field);
+        }
+    }
+    for (name, rules) in rules {
+        let (holder, field) = name.rsplit_once('.').ok_or_else(|| format!("`{name}` is no field"))?;
+        let holder = schema.messages.iter_mut().find(|message| message.name == holder);
+        let field = holder.and_then(|holder| holder.fields.iter_mut().find(|known| known.name == field));
+        let field = field.ok_or_else(|| format!("there is no {name} to give rules to"))?;
+        if field.rules == rules {
+            return Err(format!("{name} has these rules without this file: take them out"));
+        }
+        field.rules = rules;
     }
     schema.messages.extend(messages);
     schema.enums.extend(enums);
@@ -50,11 +91,17 @@ pub fn read_file(text: &str, schema: &mut Schema) -> Result<()> {
 }
 
 /// Looks a type up from the innermost scope outwards, last in what is known already.
-fn resolve(name: &str, scope: &str, messages: &[Message], enums: &[Enum], known: &Schema) -> Option<(u8, String)> {
+fn resolve(
+    name: &str,
+    scope: &str,
+    messages: impl Fn(&str) -> bool,
+    enums: &[Enum],
+    known: &Schema,
+) -> Option<(u8, String)> {
     let mut scope = scope;
     loop {
         let full = scoped(scope, name);
-        if messages.iter().chain(&known.messages).any(|message| message.name == full) {
+        if messages(&full) || known.messages.iter().any(|message| message.name == full) {
             return Some((kind::MESSAGE, full));
         }
         if enums.iter().chain(&known.enums).any(|e| e.name == full) {
@@ -117,6 +164,32 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
+    fn extend(&mut self) -> Result<()> {
+        self.expect("extend")?;
+        let mut message = Message { name: self.next()?.to_owned(), ..Message::default() };
+        self.expect("{")?;
+        self.body(&mut message, None)?;
+        self.extensions.push(message);
+        Ok(())
+    }
+
+    fn rules(&mut self) -> Result<()> {
+        self.expect("rules")?;
+        let name = self.next()?.to_owned();
+        self.expect("=")?;
+        let rules = self.hexadecimal()?;
+        self.rules.push((name, rules));
+        self.expect(";")
+    }
+
+    fn hexadecimal(&mut self) -> Result<Vec<u8>> {
+        let token = self.next()?;
+        let digits = token.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).ok_or("expected a string")?;
+        let byte = |at| digits.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+        let bytes: Option<Vec<u8>> = (0..digits.len()).step_by(2).map(byte).collect();
+        bytes.ok_or_else(|| format!("found {token}, expected pairs of hexadecimal digits"))
+    }
+
     /// The members of a message, or of one of its oneofs, through the closing brace.
     fn body(&mut self, message: &mut Message, oneof: Option<u8>) -> Result<()> {
         loop {
@@ -176,6 +249,13 @@ impl<'a> Parser<'a> {
         }
         self.expect("=")?;
         field.number = u32::try_from(self.number()?).map_err(|_| "negative field number")?;
+        if self.peek() == Some("[") {
+            self.at += 1;
+            self.expect("rules")?;
+            self.expect("=")?;
+            field.rules = self.hexadecimal()?;
+            self.expect("]")?;
+        }
         self.expect(";")?;
         field.json_name = camel(&field.name, false);
         message.fields.push(field);

@@ -2,13 +2,14 @@
 
 use prost::{Message as _, Name};
 
-use crate::encode::Encoder;
+use crate::encode::{Encoder, expected_type};
 use crate::error::{FieldPath, LoadError};
 use crate::inspect::{self, Findings};
 use crate::json::load_json;
-use crate::node::{Node, Value};
+use crate::node::{Node, Value, quote};
 use crate::pb::google::protobuf::{Any, Struct};
 use crate::print::{self, Style};
+use crate::redact;
 use crate::rules::{self, Violation};
 use crate::table::Message;
 use crate::yaml::load_yaml;
@@ -94,7 +95,7 @@ impl Descriptors {
     /// Reads a text into a message.
     ///
     /// # Errors
-    /// A syntax error alone, or every field that does not fit (up to 50).
+    /// A syntax error alone, or every field that does not fit.
     pub fn parse(
         &self,
         full_name: &str,
@@ -112,16 +113,22 @@ impl Descriptors {
     /// Reads a tree into a message.
     ///
     /// # Errors
-    /// Every field that does not fit (up to 50).
+    /// Every field that does not fit (10,000 at most).
     pub fn parse_node(
         &self,
         full_name: &str,
         node: &Node,
         options: ParseOptions<'_>,
     ) -> Result<Parsed, Vec<LoadError>> {
+        let (parsed, errors) = self.read_node(full_name, node, options);
+        if errors.is_empty() { Ok(parsed) } else { Err(errors) }
+    }
+
+    /// As [`Descriptors::parse_node`], with what could be read beside the errors: for those who look for further ones.
+    pub fn read_node(&self, full_name: &str, node: &Node, options: ParseOptions<'_>) -> (Parsed, Vec<LoadError>) {
         let fail = |found: String, expected: String| {
             let file = options.file.map(str::to_owned);
-            Err(vec![LoadError { file, found, expected, at: node.at, ..LoadError::default() }])
+            (Parsed::default(), vec![LoadError { file, found, expected, at: node.at, ..LoadError::default() }])
         };
         let Some(message) = Message::find(full_name) else {
             return fail(format!("the message type \"{full_name}\""), "a type that Envoy's API has".into());
@@ -133,7 +140,7 @@ impl Descriptors {
         let mut bytes = Vec::new();
         encoder.message(message, node, &mut bytes);
         let Encoder { unknown, deprecated, errors, .. } = encoder;
-        if errors.is_empty() { Ok(Parsed { bytes, unknown_fields: unknown, deprecated }) } else { Err(errors) }
+        (Parsed { bytes, unknown_fields: unknown, deprecated }, errors)
     }
 
     /// Reads a text into a message of a Rust type.
@@ -165,6 +172,11 @@ impl Descriptors {
     /// Prints a message of a Rust type as Envoy's admin pages do.
     pub fn print<T: prost::Message + Name>(&self, message: &T, style: Style) -> serde_json::Value {
         self.to_json(&T::full_name(), &message.encode_to_vec(), style)
+    }
+
+    /// Takes the secrets out of what an Any holds, as [`Style::redact`] does in print.
+    pub fn redact(&self, any: &mut Any) {
+        redact::redact_any(any);
     }
 
     /// Looks for fields that a message on the wire has and its type does not, and for deprecated ones. `None` when the
@@ -213,7 +225,7 @@ impl Descriptors {
         };
         let inner = typed.type_url.rsplit('/').next().unwrap_or("");
         if Message::find(inner).is_none() {
-            return fail("type_url", format!("{:?}", typed.type_url), "a type that Envoy's API has");
+            return fail("type_url", quote(&typed.type_url), &expected_type(inner));
         }
         let json = convert::struct_to_json(&typed.value.unwrap_or_else(Struct::default));
         let parsed = self.parse_node(inner, &Node::from_json(&json), options)?;

@@ -7,14 +7,15 @@
 use std::fmt::Write;
 
 use crate::error::{FieldPath, LoadError, Position};
+use crate::near::{nearest, nearest_type};
 use crate::node::{Key, MAX_DEPTH, Node, Value, quote, repeated};
 use crate::scalar;
 use crate::table::{Enum, Field, FieldType, Message, Special};
 use crate::text;
 use crate::wire::{put_bytes, put_nested, put_tag, put_varint};
 
-/// Errors beyond this are not collected: nobody reads them, and each holds strings.
-const MAX_ERRORS: usize = 50;
+/// Errors beyond this are not collected: each holds strings, and a text may have as many as it has bytes.
+pub(crate) const MAX_ERRORS: usize = 10_000;
 
 /// One step of the path to a value.
 enum Step<'a> {
@@ -30,6 +31,8 @@ pub(crate) struct Encoder<'a> {
     path: Vec<Step<'a>>,
     /// Below a field that was set before: defaults are written too, to replace what stands there.
     again: bool,
+    /// Below a sensitive field: errors must not say what stands there.
+    secret: bool,
     pub(crate) unknown: Vec<FieldPath>,
     pub(crate) deprecated: Vec<FieldPath>,
     pub(crate) errors: Vec<LoadError>,
@@ -38,7 +41,7 @@ pub(crate) struct Encoder<'a> {
 impl<'a> Encoder<'a> {
     pub(crate) fn new(file: Option<&'a str>, allow_unknown: bool) -> Encoder<'a> {
         let (unknown, deprecated, errors) = (Vec::new(), Vec::new(), Vec::new());
-        Encoder { file, allow_unknown, path: Vec::new(), again: false, unknown, deprecated, errors }
+        Encoder { file, allow_unknown, path: Vec::new(), again: false, secret: false, unknown, deprecated, errors }
     }
 
     fn path(&self) -> String {
@@ -64,7 +67,8 @@ impl<'a> Encoder<'a> {
     }
 
     fn mismatch(&mut self, node: &Node, expected: impl Into<String>) {
-        self.error(node.at, node.describe(), expected);
+        let found = if self.secret { node.kind().into() } else { node.describe() };
+        self.error(node.at, found, expected);
     }
 
     fn within(&mut self, step: Step<'a>, walk: impl FnOnce(&mut Self)) {
@@ -131,7 +135,12 @@ impl<'a> Encoder<'a> {
     fn object(&mut self, message: Message, node: &'a Node, out: &mut Vec<u8>) {
         match &node.value {
             Value::Map(entries) => self.fields(message, entries, "", out),
-            _ => self.mismatch(node, format!("an object ({})", message.name())),
+            _ => {
+                let expected = format!("an object ({})", message.name());
+                // what is one level too high may well be what belongs into such a field
+                let secret = self.secret || message.fields().any(Field::is_sensitive);
+                self.error(node.at, if secret { node.kind().into() } else { node.describe() }, expected);
+            }
         }
     }
 
@@ -164,6 +173,8 @@ impl<'a> Encoder<'a> {
             } else {
                 met.push(field);
             }
+            let open = !self.secret && field.is_sensitive();
+            self.secret |= open;
             self.within(Step::Field(field.name()), |this| {
                 if field.is_deprecated() && !is_absent(field, node) {
                     let name = format!("{}.{}", message.name(), field.name());
@@ -172,19 +183,28 @@ impl<'a> Encoder<'a> {
                 this.field(field, node, out);
             });
             self.again = outer;
+            self.secret &= !open;
         }
     }
 
     fn unknown_field(&mut self, message: Message, key: &'a Key) {
         let parent = self.path();
         let path = if parent.is_empty() { key.name.clone() } else { format!("{parent}.{}", key.name) };
+        let near = || nearest(&key.name, message.fields().map(Field::name));
+        // a secret between braces reads as the name of a field
+        let hidden = self.secret && near().is_none();
+        let path = if hidden { parent } else { path };
         if self.allow_unknown {
-            self.unknown.push(FieldPath { path, name: format!("{}.{}", message.name(), key.name) });
+            let name = if hidden { "[redacted]" } else { &key.name };
+            self.unknown.push(FieldPath { path, name: format!("{}.{name}", message.name()) });
         } else if self.errors.len() < MAX_ERRORS {
             let mut expected = format!("a field of {}", message.name());
-            if let Some(near) = nearest(&key.name, message.fields().map(Field::name)) {
+            if let Some(near) = near() {
                 let _ = write!(expected, " (did you mean \"{near}\"?)");
             }
+            // Envoy's words, which tools look for
+            let name = if hidden { "[redacted]" } else { &key.name };
+            let _ = write!(expected, "; no such field: '{name}', the message has unknown fields");
             let file = self.file.map(str::to_owned);
             self.errors.push(LoadError { file, path, found: "an unknown field".into(), expected, at: key.at });
         }
@@ -233,7 +253,10 @@ impl<'a> Encoder<'a> {
                 put_nested(out, field.number(), |out| {
                     match scalar::from_text(key_field.kind(), &key.name) {
                         Some(parsed) => scalar::put(key_field.number(), key_field.kind(), &parsed, out),
-                        None => this.error(key.at, quote(&key.name), scalar::expectation(key_field.kind())),
+                        None => {
+                            let found = if this.secret { "a string".into() } else { quote(&key.name) };
+                            this.error(key.at, found, scalar::expectation(key_field.kind()));
+                        }
                     }
                     this.field(value_field, value, out);
                 });
@@ -283,7 +306,7 @@ impl<'a> Encoder<'a> {
                 put_varint(out, i64::from(number) as u64);
             }
             None => match &node.value {
-                Value::Text(name) if self.allow_unknown => {
+                Value::Text(name) if self.allow_unknown && !self.secret => {
                     self.unknown.push(FieldPath { path: self.path(), name: format!("{}.{name}", values.name()) });
                 }
                 _ => self.mismatch(node, expected_enum(values, node)),
@@ -314,7 +337,7 @@ impl<'a> Encoder<'a> {
                 .mismatch(type_node, format!("a type URL like \"type.googleapis.com/{}\"", url.trim_matches('/')));
         };
         let Some(message) = Message::find(name) else {
-            return self.within(Step::Field("@type"), |this| this.mismatch(type_node, "a type that Envoy's API has"));
+            return self.within(Step::Field("@type"), |this| this.mismatch(type_node, &expected_type(name)));
         };
         put_bytes(out, 1, url.as_bytes());
         put_nested(out, 2, |out| match message.special() {
@@ -386,6 +409,14 @@ fn is_absent(field: Field, node: &Node) -> bool {
             })
 }
 
+/// What a type URL should have named.
+pub(crate) fn expected_type(wrong: &str) -> String {
+    match nearest_type(wrong) {
+        Some(near) => format!("a type that Envoy's API has (did you mean \"{near}\"?)"),
+        None => "a type that Envoy's API has".into(),
+    }
+}
+
 fn expected_enum(values: Enum, node: &Node) -> String {
     /// More names than this are not listed.
     const LISTED: usize = 8;
@@ -402,37 +433,4 @@ fn expected_enum(values: Enum, node: &Node) -> String {
         let _ = write!(expected, " (did you mean \"{near}\"?)");
     }
     expected
-}
-
-/// The name that was probably meant.
-fn nearest<'n>(wrong: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
-    /// Longer names come from no person, and the distance costs their product.
-    const LONGEST: usize = 100;
-    if wrong.len() > LONGEST {
-        return None;
-    }
-    let limit = (wrong.len() / 3).max(1);
-    names
-        .map(|name| (distance(wrong, name), name))
-        .filter(|(distance, _)| *distance <= limit)
-        .min()
-        .map(|(_, name)| name)
-}
-
-/// How many letters must be added, dropped or changed; case and underscores count for nothing.
-fn distance(a: &str, b: &str) -> usize {
-    let letters =
-        |text: &str| -> Vec<u8> { text.bytes().filter(|b| *b != b'_').map(|b| b.to_ascii_lowercase()).collect() };
-    let (a, b) = (letters(a), letters(b));
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = i;
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }

@@ -10,7 +10,7 @@ use crate::node::MAX_DEPTH;
 use crate::table::{Field, FieldType, Message, Special};
 use crate::wire::{Raw, take_field};
 
-/// What was noticed. At most [`MAX_FINDINGS`] of each.
+/// What was noticed. At most [`MAX_FINDINGS`] of each, but one use of every field that is refused for its age.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
     /// Fields that the descriptor does not have; their last name is `#` and the number.
@@ -88,10 +88,14 @@ impl Walk {
 
     fn field(&mut self, message: Message, step: &Step<'_>, raw: Raw<'_>, said: &mut Vec<u32>) -> Option<()> {
         let field = step.field;
-        if field.is_deprecated() && self.findings.deprecated.len() < MAX_FINDINGS && !said.contains(&field.number()) {
+        if field.is_deprecated() && !said.contains(&field.number()) {
             said.push(field.number());
             let name = format!("{}.{}", message.name(), field.name());
-            self.findings.deprecated.push(FieldPath { path: step.path(), name });
+            let known = || self.findings.deprecated.iter().any(|known| known.name == name);
+            // one of each that is refused is always named, so that none hides behind fifty others
+            if self.findings.deprecated.len() < MAX_FINDINGS || (field.is_disallowed_by_default() && !known()) {
+                self.findings.deprecated.push(FieldPath { path: step.path(), name });
+            }
         }
         let (FieldType::Message(inner), Raw::Bytes(bytes)) = (field.field_type(), raw) else { return Some(()) };
         match field.map_entry().and_then(|entry| entry.field_by_number(2)) {

@@ -66,6 +66,8 @@ pub mod flag {
     pub const SENSITIVE: u8 = 1 << 3;
     /// `(envoy.annotations.disallowed_by_default) = true`.
     pub const DISALLOWED: u8 = 1 << 4;
+    /// Known from a file of ours only: the Rust type lacks it.
+    pub const ADDED: u8 = 1 << 5;
 }
 
 /// `FieldDescriptorProto.Type` of descriptor.proto.

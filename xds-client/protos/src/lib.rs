@@ -13,10 +13,12 @@ mod inspect;
 mod json;
 #[allow(dead_code, reason = "shared with the build script, which uses the other half")]
 mod layout;
+mod near;
 mod node;
 mod print;
 #[cfg(test)]
 mod quirks;
+mod redact;
 mod rules;
 mod scalar;
 pub mod table;
@@ -33,6 +35,7 @@ pub use error::{FieldPath, LoadError, Position};
 pub use extra::TypedStruct;
 pub use inspect::{Findings, MAX_FINDINGS};
 pub use json::load_json;
+pub use near::{nearest, nearest_type};
 pub use node::{Key, MAX_DEPTH, Node, Value};
 pub use print::{Style, to_pretty};
 pub use rules::{MAX_VIOLATIONS, Violation};

@@ -93,17 +93,27 @@ impl Node {
         })
     }
 
+    /// What an error message calls it that must not say what it is.
+    pub(crate) fn kind(&self) -> &'static str {
+        match &self.value {
+            Value::Null => "null",
+            Value::Bool(_) => "a boolean",
+            Value::Int(_) | Value::Uint(_) | Value::Float(_) => "a number",
+            Value::Text(_) => "a string",
+            Value::List(_) => "a list",
+            Value::Map(_) => "an object",
+        }
+    }
+
     /// What an error message calls it.
     pub(crate) fn describe(&self) -> String {
         match &self.value {
-            Value::Null => "null".into(),
             Value::Bool(value) => format!("the boolean {value}"),
             Value::Int(value) => format!("the number {value}"),
             Value::Uint(value) => format!("the number {value}"),
             Value::Float(value) => format!("the number {value}"),
             Value::Text(value) => quote(value),
-            Value::List(_) => "a list".into(),
-            Value::Map(_) => "an object".into(),
+            Value::Null | Value::List(_) | Value::Map(_) => self.kind().into(),
         }
     }
 }
@@ -112,9 +122,10 @@ impl Node {
 pub(crate) fn quote(text: &str) -> String {
     /// Enough to recognise it by.
     const SHOWN: usize = 60;
-    match text.char_indices().nth(SHOWN) {
-        Some((cut, _)) => format!("{:?}...", &text[..cut]),
-        None => format!("{text:?}"),
+    match (text.char_indices().nth(SHOWN), text.char_indices().nth_back(SHOWN - 1)) {
+        // type URLs differ at their end
+        (Some((cut, _)), Some((resume, _))) if cut < resume => format!("{:?}...{:?}", &text[..cut], &text[resume..]),
+        _ => format!("{text:?}"),
     }
 }
 

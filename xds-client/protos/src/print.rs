@@ -2,13 +2,15 @@
 //!
 //! That is protobuf's JSON with the field names of the .proto files, in the order of the field numbers; fields at their
 //! default are left out. An Any whose type is not known, or whose bytes are not that type, stays as it is, in base64:
-//! one odd extension must not cost the whole page. Maps are sorted by key, so that equal configuration prints equally.
+//! one odd extension must not cost the whole page. With secrets taken out, that holds for types that are not known only
+//! (see `redact`). Maps are sorted by key, so that equal configuration prints equally.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Number, Value};
 
 use crate::node::MAX_DEPTH;
+use crate::redact::redact;
 use crate::table::{Enum, Field, FieldType, Message, Special, kind};
 use crate::text;
 use crate::wire::{self, Raw, take_fixed32, take_fixed64, take_varint};
@@ -17,26 +19,25 @@ use crate::wire::{self, Raw, take_fixed32, take_fixed64, take_varint};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Style {
     /// Replace secrets: strings and bytes below a field marked `udpa.annotations.sensitive` become `[redacted]`, their
-    /// numbers and booleans are left out.
+    /// numbers and booleans are left out; so does what is said to be of a known type and cannot be read.
     pub redact: bool,
     /// Print scalars, lists and maps that are at their default too (`/server_info` does).
     pub defaults: bool,
 }
 
-/// What stands in place of a secret.
-const REDACTED: &str = "[redacted]";
-
 #[derive(Clone, Copy)]
 struct Printer {
     style: Style,
-    /// Below a sensitive field, with redaction on.
-    secret: bool,
     depth: usize,
 }
 
 /// Prints a message of that type; `None` when the bytes are no message.
 pub(crate) fn print(message: Message, bytes: &[u8], style: Style) -> Option<Value> {
-    Printer { style, secret: false, depth: 0 }.message(message, bytes)
+    let printer = Printer { style, depth: 0 };
+    match if style.redact { redact(message, bytes).ok()? } else { None } {
+        Some(redacted) => printer.message(message, &redacted),
+        None => printer.message(message, bytes),
+    }
 }
 
 /// Prints a tree with one space per level, as protobuf does.
@@ -106,9 +107,8 @@ impl Printer {
             while groups.next_if(|group| group[0].0 < field.number()).is_some() {}
             let group = groups.next_if(|group| group[0].0 == field.number());
             let held = field.oneof().and_then(|at| members.get(at)).is_none_or(|last| *last == Some(field.number()));
-            let this = Printer { secret: self.secret || (self.style.redact && field.is_sensitive()), ..self };
             let printed = match group.filter(|_| held) {
-                Some(group) => this.field(field, group)?,
+                Some(group) => self.field(field, group)?,
                 None => None,
             };
             let default = || (self.style.defaults && !field.has_presence()).then(|| self.default_of(field));
@@ -179,9 +179,8 @@ impl Printer {
         let (key_field, value_field) = (entry.field_by_number(1)?, entry.field_by_number(2)?);
         let fields = wire::fields(bytes)?;
         let last = |wanted| fields.iter().rev().find(|(number, _)| *number == wanted).map(|(_, raw)| *raw);
-        let open = Printer { secret: false, ..self };
         let key =
-            match last(1).and_then(|raw| open.single(key_field, raw)).unwrap_or_else(|| self.default_of(key_field)) {
+            match last(1).and_then(|raw| self.single(key_field, raw)).unwrap_or_else(|| self.default_of(key_field)) {
                 Value::String(key) => key,
                 other => other.to_string(),
             };
@@ -192,12 +191,9 @@ impl Printer {
         Some((key, value.unwrap_or_else(|| self.default_of(value_field))))
     }
 
-    /// One value. `None` when the wire type does not fit, or redaction leaves nothing.
+    /// One value. `None` when the wire type does not fit.
     fn single(self, field: Field, raw: Raw<'_>) -> Option<Value> {
         let zigzag = |value: u64| (value >> 1) as i64 ^ -((value & 1) as i64);
-        if self.secret && !matches!(field.kind(), kind::STRING | kind::BYTES | kind::MESSAGE) {
-            return None;
-        }
         Some(match (field.field_type(), raw) {
             (FieldType::Message(message), Raw::Bytes(bytes)) => self.message(message, bytes)?,
             (FieldType::Enum(values), Raw::Varint(value)) => enum_value(values, value as i32),
@@ -223,9 +219,7 @@ impl Printer {
                 kind::DOUBLE => float(f64::from_bits(value)),
                 _ => return None,
             },
-            (FieldType::Scalar(kind::STRING), Raw::Bytes(_)) if self.secret => REDACTED.into(),
             (FieldType::Scalar(kind::STRING), Raw::Bytes(value)) => String::from_utf8_lossy(value).into(),
-            (FieldType::Scalar(kind::BYTES), Raw::Bytes(_)) if self.secret => text::base64(REDACTED.as_bytes()).into(),
             (FieldType::Scalar(kind::BYTES), Raw::Bytes(value)) => text::base64(value).into(),
             _ => return None,
         })
@@ -281,8 +275,7 @@ impl Printer {
             }
         });
         Some(Value::Object(expanded.unwrap_or_else(|| {
-            let kept = if self.secret { REDACTED.as_bytes() } else { packed };
-            out.insert("value".into(), text::base64(kept).into());
+            out.insert("value".into(), text::base64(packed).into());
             out
         })))
     }
@@ -295,9 +288,7 @@ impl Printer {
         let mut value = Value::Null;
         for (number, raw) in wire::fields(bytes)? {
             value = match (number, raw) {
-                (2, Raw::Fixed64(_)) | (4, Raw::Varint(_)) if self.secret => Value::Null,
                 (2, Raw::Fixed64(bits)) => float(f64::from_bits(bits)),
-                (3, Raw::Bytes(_)) if self.secret => REDACTED.into(),
                 (3, Raw::Bytes(text)) => String::from_utf8_lossy(text).into(),
                 (4, Raw::Varint(value)) => Value::Bool(value != 0),
                 (5, Raw::Bytes(members)) => this.structure(members)?,

@@ -277,6 +277,11 @@ impl Field {
         self.has(flag::SENSITIVE)
     }
 
+    /// Known here, but newer than the Rust type of its message, which lacks it.
+    pub fn is_added(self) -> bool {
+        self.has(flag::ADDED)
+    }
+
     /// Wire form of `validate.FieldRules`; empty when the API states none.
     pub fn rules(self) -> &'static [u8] {
         heap_bytes(self.get(5))
@@ -367,6 +372,18 @@ mod tests {
     }
 
     #[test]
+    fn fields_that_the_rust_types_lack_are_known() {
+        let check = Message::find("envoy.config.core.v3.HealthCheck").unwrap();
+        let name = check.field_by_name("name").unwrap();
+        assert!(name.is_added() && name.number() == 27 && !check.field_by_name("timeout").unwrap().is_added());
+        let tag = Message::find("envoy.type.tracing.v3.CustomTag").unwrap();
+        let FieldType::Enum(kinds) = tag.field_by_name("value_type").unwrap().field_type() else { panic!() };
+        assert_eq!(kinds.number("BOOL"), Some(4));
+        let cluster = Message::find("envoy.config.cluster.v3.Cluster").unwrap();
+        assert!(!cluster.field_by_name("health_checks").unwrap().rules().is_empty());
+    }
+
+    #[test]
     fn secrets_are_marked() {
         let certificate = Message::find("envoy.extensions.transport_sockets.tls.v3.TlsCertificate").unwrap();
         assert!(certificate.field_by_name("private_key").unwrap().is_sensitive());
@@ -384,6 +401,7 @@ mod tests {
             "envoy.tcp.metadataexchange.config.MetadataExchange",
             "istio.workload.BootstrapExtension",
             "xds.type.matcher.v3.IPMatcher.IPRangeMatcher",
+            "envoy.extensions.filters.http.oauth2.v3.TokenCookieChunking",
         ] {
             assert!(Message::find(name).is_some(), "{name}");
         }

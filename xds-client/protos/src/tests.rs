@@ -157,7 +157,8 @@ fn an_unknown_field_is_named_with_what_was_meant() {
     assert_eq!(
         refused(BOOTSTRAP, text),
         "c.yaml:4:5: static_resources.clusters[0].connect_timout: found an unknown field, \
-         expected a field of envoy.config.cluster.v3.Cluster (did you mean \"connect_timeout\"?)"
+         expected a field of envoy.config.cluster.v3.Cluster (did you mean \"connect_timeout\"?); \
+         no such field: 'connect_timout', the message has unknown fields"
     );
     let options = ParseOptions { allow_unknown_fields: true, file: None };
     let parsed = Descriptors::load().parse(BOOTSTRAP, text, Format::Yaml, options).unwrap();
@@ -403,6 +404,25 @@ tls_certificate:
     }});
     assert_eq!(printed, expected);
     assert_eq!(read(name, text)["tls_certificate"]["private_key"], json!({"inline_string": "hidden"}));
+}
+
+#[test]
+fn errors_do_not_say_what_is_secret() {
+    let secret = "envoy.extensions.transport_sockets.tls.v3.Secret";
+    let wrong = [
+        ("tls_certificate: {private_key: hunter2}", "tls_certificate.private_key: found a string, expected an object"),
+        ("tls_certificate: {private_key: {inline_bytes: '!hunter2'}}", "found a string, expected a string in base64"),
+        ("tls_certificate: {private_key: {inline_string: 4711}}", "inline_string: found a number, expected a string"),
+        ("tls_certificate: {private_key: {hunter2: x}}", "tls_certificate.private_key: found an unknown field"),
+        ("tls_certificate: {private_key: {inline_sting: x}}", "private_key.inline_sting: found an unknown field"),
+        ("tls_certificate: hunter2", "tls_certificate: found a string, expected an object"),
+        ("session_ticket_keys: {keys: [hunter2]}", "session_ticket_keys.keys[0]: found a string, expected an object"),
+        ("tls_certificate: {certificate_chain: shown}", "tls_certificate.certificate_chain: found \"shown\""),
+    ];
+    for (text, expected) in wrong {
+        let error = refused(secret, text);
+        assert!(error.contains(expected) && !error.contains("hunter2") && !error.contains("4711"), "{text}: {error}");
+    }
 }
 
 #[test]

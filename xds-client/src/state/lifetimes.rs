@@ -55,7 +55,8 @@ fn a_resource_expires_unless_it_is_renewed() {
         t.reconnect();
         let again = match mode {
             Mode::Delta => "ClusterLoadAssignment sub=[a,b,c] unsub=[] init={c:1} nonce='' node",
-            Mode::Sotw => "ClusterLoadAssignment v='1' names=[a,b,c] nonce='' node",
+            // The version stands for what the consumer no longer has.
+            Mode::Sotw => "ClusterLoadAssignment v='' names=[a,b,c] nonce='' node",
         };
         assert_eq!(t.said(), [again]);
     }
@@ -92,6 +93,67 @@ fn what_is_being_replaced_does_not_expire_and_what_is_refused_goes_on_as_it_was(
         let (third, _) = t.resources(&EDS, "3", "n3", vec![with_ttl("a", "3", 0)]);
         t.ack(third);
         assert_eq!(expired_after(&mut t, 100), [""; 0], "{mode:?}");
+    }
+}
+
+#[test]
+fn with_two_successors_under_way_the_answer_to_the_first_starts_no_clock() {
+    for mode in [Mode::Delta, Mode::Sotw] {
+        for refuse_both in [false, true] {
+            let mut t = Talk::new(mode);
+            t.subscribe(&EDS, &["a"]);
+            t.said();
+            let (first, _) = t.resources(&EDS, "1", "n1", vec![with_ttl("a", "1", 10)]);
+            t.ack(first);
+            let (second, _) = t.resources(&EDS, "2", "n2", vec![with_ttl("a", "2", 10)]);
+            let (third, _) = t.resources(&EDS, "3", "n3", vec![with_ttl("a", "3", 10)]);
+            t.nack(second, &[]);
+            assert_eq!(expired_after(&mut t, 60), [""; 0], "{mode:?}: the third waits behind it");
+            if refuse_both {
+                t.nack(third, &["a"]);
+                assert_eq!(expired_after(&mut t, 0), ["a"], "{mode:?}");
+            } else {
+                t.ack(third);
+                assert_eq!(expired_after(&mut t, 9), [""; 0], "{mode:?}");
+                assert_eq!(expired_after(&mut t, 1), ["a"], "{mode:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_time_of_the_younger_successor_counts_whichever_is_answered_last() {
+    for mode in [Mode::Delta, Mode::Sotw] {
+        let mut t = Talk::new(mode);
+        t.subscribe(&EDS, &["a"]);
+        t.said();
+        let (second, _) = t.resources(&EDS, "2", "n2", vec![with_ttl("a", "2", 10)]);
+        let (third, _) = t.resources(&EDS, "3", "n3", vec![with_ttl("a", "3", 100)]);
+        t.ack(third);
+        t.ack(second);
+        assert_eq!(expired_after(&mut t, 99), [""; 0], "{mode:?}");
+        assert_eq!(expired_after(&mut t, 1), ["a"], "{mode:?}");
+    }
+}
+
+#[test]
+fn what_was_taken_of_a_response_refused_in_part_is_renewed_by_its_heartbeats() {
+    for mode in [Mode::Delta, Mode::Sotw] {
+        let mut t = Talk::new(mode);
+        t.subscribe(&EDS, &["a", "b"]);
+        t.said();
+        let (second, _) = t.resources(&EDS, "2", "n2", vec![with_ttl("a", "2", 10), with_ttl("b", "2", 10)]);
+        t.nack(second, &["b"]);
+        t.now += SECOND * 9;
+        let (beat, _) = t.resources(&EDS, "2", "n3", vec![heartbeat("a", "2", 10), heartbeat("b", "2", 10)]);
+        t.ack(beat);
+        assert_eq!(expired_after(&mut t, 9), [""; 0], "{mode:?}");
+        assert_eq!(expired_after(&mut t, 1), ["a"], "{mode:?}");
+        if mode == Mode::Sotw {
+            t.reconnect();
+            // That a heartbeat of version 2 was answered does not mean that it runs.
+            assert_eq!(t.said(), ["ClusterLoadAssignment v='' names=[a,b] nonce='' node"]);
+        }
     }
 }
 

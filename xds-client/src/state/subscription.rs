@@ -1,9 +1,10 @@
 //! One resource type: what is wanted of it, what is held, and the requests that say so.
 
-use std::collections::{BTreeSet, HashMap};
-use std::time::{Duration, Instant};
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::WILDCARD;
+use super::holdings::Holdings;
 use crate::types::{Mode, TypeUrl};
 use crate::wire::Request;
 
@@ -28,13 +29,19 @@ pub(super) struct TypeState {
     /// Resources of this type had a time to live. From then on it is known of every response what it brought: one without
     /// may follow on one with, before that is applied.
     pub timed: bool,
-    /// Delta: versions of what the consumer took.
-    pub held: HashMap<String, String>,
-    /// Delta: other names of what is held, where there are any.
-    pub aliases: HashMap<String, Vec<String>>,
+    /// What the consumer has. In state of the world, also what it is known not to have, and `*` for all there is.
+    pub held: Holdings,
+    /// State of the world: names of the first request on the stream `opening_stream` of which no response was taken yet.
+    /// What is then taken speaks for these names, also if it does not bring them: they do not exist. Of a name that was
+    /// added later, only its resource shows that the server had heard of it. `*` stays.
+    pub opening: BTreeSet<String>,
+    pub opening_stream: u64,
+    /// State of the world: the wildcard was taken back on a stream that has no words for it.
+    pub mute: bool,
     /// State of the world: the newest response that the consumer took.
     pub taken: Said,
-    /// State of the world: version of the newest acknowledgement that this stream was told; at its start, `taken`.
+    /// State of the world: version of the newest acknowledgement that this stream was told; at its start, `taken`, if that
+    /// speaks for everything that is wanted.
     pub version: Said,
     /// State of the world: nonce of the newest answer that this stream was told.
     pub nonce: Said,
@@ -44,7 +51,7 @@ pub(super) struct TypeState {
 #[derive(Clone, Default)]
 pub(super) struct Said {
     pub text: String,
-    number: u64,
+    pub number: u64,
 }
 
 impl Said {
@@ -69,8 +76,10 @@ impl TypeState {
             owed: 0,
             paused: 0,
             timed: false,
-            held: HashMap::new(),
-            aliases: HashMap::new(),
+            held: Holdings::default(),
+            opening: BTreeSet::new(),
+            opening_stream: 0,
+            mute: false,
             taken: Said::default(),
             version: Said::default(),
             nonce: Said::default(),
@@ -89,49 +98,38 @@ impl TypeState {
             || aliases.iter().any(|alias| self.wanted.contains(alias))
     }
 
-    /// The consumer took a resource (delta).
-    pub fn hold(&mut self, r: Offered) {
-        if !self.wants(&r.name, &r.aliases) {
-            return;
-        }
-        match r.aliases.is_empty() {
-            true => _ = self.aliases.remove(&r.name),
-            false => _ = self.aliases.insert(r.name.clone(), r.aliases),
-        }
-        self.held.insert(r.name, r.version);
-    }
-
-    /// A resource is gone.
-    pub fn forget(&mut self, name: &str) {
-        self.held.remove(name);
-        self.aliases.remove(name);
-    }
-
-    /// A name (or `*`) is no longer wanted: neither is what it stood for, unless another name does.
-    pub fn forget_unwanted(&mut self, name: &str) {
-        if self.wanted.contains(WILDCARD) {
-            return;
-        }
-        let (wanted, aliases) = (&self.wanted, &self.aliases);
-        let wants = |held: &str| {
-            wanted.contains(held) || aliases.get(held).is_some_and(|names| names.iter().any(|n| wanted.contains(n)))
-        };
-        if name == WILDCARD {
-            self.held.retain(|held, _| wants(held));
-        } else {
-            let known_by_it = aliases.iter().filter(|(_, names)| names.iter().any(|n| n == name));
-            let candidates = known_by_it.map(|(held, _)| held.as_str()).chain([name]);
-            let gone: Vec<String> = candidates.filter(|n| !wants(n)).map(String::from).collect();
-            for name in gone {
-                self.held.remove(&name);
+    /// State of the world: the consumer answered a response that came on `stream`. `refused` is whether nothing of it was
+    /// taken, if it was refused.
+    pub fn answered_whole(&mut self, stream: u64, version: &str, number: u64, refused: Option<bool>) {
+        match refused {
+            None => {
+                self.taken.advance(version, number);
+                if stream == self.opening_stream {
+                    let all = self.opening.contains(WILDCARD);
+                    for name in std::mem::take(&mut self.opening) {
+                        if name == WILDCARD || !self.held.knows(&name) {
+                            self.held.absent(&name, number);
+                        }
+                    }
+                    if all {
+                        self.opening.insert(WILDCARD.to_string());
+                    }
+                }
             }
+            // What the consumer has is of two versions now.
+            Some(false) => self.held.forget(WILDCARD),
+            Some(true) => self.held.refuse(WILDCARD, number),
         }
-        let held = &self.held;
-        self.aliases.retain(|name, _| held.contains_key(name));
+    }
+
+    /// State of the world: whether the consumer has of every wanted name what `taken` has. If it has not, or that is not
+    /// known as something newer is being applied, a server that is told this version might send nothing.
+    fn is_all_taken(&self) -> bool {
+        self.owed == 0 && self.wanted.iter().all(|name| self.held.is_current(name, self.taken.number))
     }
 
     /// The request that tells the stream of the subscription, or of what changed in it.
-    pub fn subscription_request(&mut self, mode: Mode) -> Option<Request> {
+    pub fn subscription_request(&mut self, mode: Mode, stream: u64) -> Option<Request> {
         if !self.has_change() {
             return None;
         }
@@ -145,7 +143,7 @@ impl TypeState {
             Mode::Delta => {
                 if first {
                     request.names = self.told();
-                    request.initial_versions = self.held.clone();
+                    request.initial_versions = self.held.versions();
                 } else {
                     request.names = added.into_iter().filter(|name| !self.added.contains(name)).collect();
                     request.unsubscribe = removed.into_iter().collect();
@@ -153,12 +151,24 @@ impl TypeState {
             }
             Mode::Sotw => {
                 request.names = self.told();
+                if first {
+                    self.version = if self.is_all_taken() { self.taken.clone() } else { Said::default() };
+                    self.opening.clone_from(&self.wanted);
+                    self.opening_stream = stream;
+                    self.mute = false;
+                } else if request.names.is_empty() && !self.named {
+                    // A wildcard that was implied cannot be taken back: an empty list says it once more.
+                    self.mute |= removed.contains(WILDCARD);
+                    if !self.mute || !added.contains(WILDCARD) || self.added.contains(WILDCARD) {
+                        return None;
+                    }
+                    // It was given up, and is wanted again: so all of it is asked for, by its name.
+                    self.mute = false;
+                    self.version = Said::default();
+                    request.names.push(WILDCARD.to_string());
+                }
                 request.version.clone_from(&self.version.text);
                 request.nonce.clone_from(&self.nonce.text);
-                // A wildcard that was implied cannot be taken back: an empty list says it once more.
-                if !first && request.names.is_empty() && !self.named {
-                    return None;
-                }
             }
         }
         self.named |= !request.names.is_empty();
@@ -213,8 +223,12 @@ pub(crate) struct Outstanding {
     pub(super) version: String,
     /// Everything of the type is in this response (state of the world).
     pub(super) full: bool,
+    /// Whether resources of the type had a time to live by then.
+    pub(super) timed: bool,
     pub(super) resources: Vec<Offered>,
     pub(super) removed: Vec<String>,
+    /// Names that the response has more than once (delta).
+    pub(super) duplicates: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -224,6 +238,4 @@ pub(super) struct Offered {
     pub version: String,
     pub has_body: bool,
     pub ttl: Option<Duration>,
-    /// When the state of this resource before would have expired: it does not as long as its successor is being applied.
-    pub suspended: Option<Instant>,
 }

@@ -32,7 +32,15 @@ pub(super) struct Talk {
 
 impl Talk {
     pub fn new(mode: Mode) -> Self {
-        let mut machine = Machine::new(mode, None, true);
+        Talk::on(mode, Machine::new(mode, None, true))
+    }
+
+    /// On a stream of one type.
+    pub fn only(mode: Mode, type_url: TypeUrl) -> Self {
+        Talk::on(mode, Machine::new(mode, Some(type_url), true))
+    }
+
+    fn on(mode: Mode, mut machine: Machine) -> Self {
         let stream = machine.open();
         Talk { mode, machine, stream, now: Instant::now() }
     }
@@ -380,23 +388,197 @@ fn answers_out_of_order_do_not_turn_back_the_version() {
 }
 
 #[test]
-fn a_type_nobody_asked_for_is_refused_by_name() {
+fn a_type_nobody_asked_for_is_passed_over_on_the_aggregated_stream() {
+    for mode in [Mode::Delta, Mode::Sotw] {
+        let mut t = Talk::new(mode);
+        t.subscribe(&CDS, &["*"]);
+        t.said();
+        // A refusal would be the first request of its type, and one without names asks for everything.
+        assert!(t.offer(&TypeUrl::from("garbage"), "1", "n1", &["a"], &[]).is_none());
+        assert!(t.offer(&EDS, "1", "n2", &["a"], &[]).is_none());
+        assert_eq!(t.said(), [""; 0], "{mode:?}");
+        t.subscribe(&EDS, &["a"]);
+        let first = t.said();
+        let expected = match mode {
+            Mode::Delta => "ClusterLoadAssignment sub=[a] unsub=[] init={} nonce=''",
+            Mode::Sotw => "ClusterLoadAssignment v='' names=[a] nonce=''",
+        };
+        assert_eq!(first, [expected]);
+    }
+}
+
+#[test]
+fn a_stream_of_one_type_refuses_another_without_losing_its_names() {
+    let sds = TypeUrl::SECRET;
+    for mode in [Mode::Delta, Mode::Sotw] {
+        let mut t = Talk::only(mode, sds.clone());
+        assert_eq!(
+            t.machine.subscribe(&CDS, Subscription::Wildcard),
+            Err(SubscribeError::OtherType { wanted: CDS, only: sds.clone() })
+        );
+        assert!(t.offer(&CDS, "0", "n0", &["x"], &[]).is_none(), "nothing was asked yet");
+        assert_eq!(t.said(), [""; 0]);
+        t.subscribe(&sds, &["a", "b"]);
+        t.said();
+        let first = t.response(&sds, "1", "n1", &["a", "b"]);
+        t.ack(first);
+        t.said();
+        assert!(t.offer(&CDS, "2", "n2", &["x"], &[]).is_none());
+        t.subscribe(&sds, &["c"]);
+        let why = format!("ERR='this stream is for {sds}, but the response is of type {CDS}'");
+        let expected = match mode {
+            Mode::Delta => [
+                format!("Secret sub=[] unsub=[] init={{}} nonce='n2' {why}"),
+                "Secret sub=[c] unsub=[] init={} nonce=''".into(),
+            ],
+            Mode::Sotw => {
+                [format!("Secret v='1' names=[a,b] nonce='n2' {why}"), "Secret v='1' names=[a,b,c] nonce='n2'".into()]
+            }
+        };
+        assert_eq!(t.said(), expected);
+    }
+}
+
+#[test]
+fn sotw_resumes_without_a_version_that_does_not_speak_for_what_is_wanted() {
+    let begun = || {
+        let mut t = Talk::new(Mode::Sotw);
+        t.subscribe(&EDS, &["a", "b", "none"]);
+        t.said();
+        let first = t.response(&EDS, "1", "n1", &["a", "b"]);
+        t.ack(first);
+        t.said();
+        t
+    };
+    let resumed = |t: &mut Talk| {
+        t.reconnect();
+        t.said().remove(0)
+    };
+    // Nothing was added: as Envoy. Of a name that was asked for first and did not come, the version says that it is not there.
+    let mut t = begun();
+    assert_eq!(resumed(&mut t), "ClusterLoadAssignment v='1' names=[a,b,none] nonce='' node");
+    t.unsubscribe(&EDS, &["a", "none"]);
+    assert_eq!(resumed(&mut t), "ClusterLoadAssignment v='1' names=[b] nonce='' node");
+    // Added while there was no stream, or on one that ended before the server said anything of it.
+    t.machine.close();
+    t.subscribe(&EDS, &["c"]);
+    assert_eq!(resumed(&mut t), "ClusterLoadAssignment v='' names=[b,c] nonce='' node");
+    let mut t = begun();
+    t.subscribe(&EDS, &["c"]);
+    t.said();
+    let partial = t.response(&EDS, "2", "n2", &["a"]);
+    t.ack(partial);
+    assert_eq!(resumed(&mut t), "ClusterLoadAssignment v='' names=[a,b,c,none] nonce='' node");
+    // Dropped and wanted again: the consumer no longer has it.
+    let mut t = begun();
+    t.machine.close();
+    t.unsubscribe(&EDS, &["a"]);
+    t.subscribe(&EDS, &["a"]);
+    assert_eq!(resumed(&mut t), "ClusterLoadAssignment v='' names=[a,b,none] nonce='' node");
+    // Refused in part: what runs is of two versions. Once it was sent anew, all is of one.
+    let mut t = begun();
+    let second = t.response(&EDS, "2", "n2", &["a", "b"]);
+    t.nack(second, &["b"]);
+    assert_eq!(resumed(&mut t), "ClusterLoadAssignment v='' names=[a,b,none] nonce='' node");
+    let third = t.response(&EDS, "3", "m1", &["a", "b"]);
+    t.ack(third);
+    assert_eq!(resumed(&mut t), "ClusterLoadAssignment v='3' names=[a,b,none] nonce='' node");
+    // Refused as a whole: the version before runs.
+    let mut t = begun();
+    let second = t.response(&EDS, "2", "n2", &["a", "b"]);
+    t.nack(second, &[]);
+    assert_eq!(resumed(&mut t), "ClusterLoadAssignment v='1' names=[a,b,none] nonce='' node");
+    // A later one that does not bring what was refused does not speak for it.
+    let second = t.response(&EDS, "2", "m1", &["a", "b"]);
+    let third = t.response(&EDS, "3", "m2", &["b"]);
+    t.nack(second, &[]);
+    t.ack(third);
+    assert_eq!(resumed(&mut t), "ClusterLoadAssignment v='' names=[a,b,none] nonce='' node");
+}
+
+#[test]
+fn sotw_resumes_a_wildcard_only_with_a_version_that_was_taken_as_a_whole() {
+    let mut t = Talk::new(Mode::Sotw);
+    t.subscribe(&CDS, &["*"]);
+    t.said();
+    let first = t.response(&CDS, "1", "n1", &["a"]);
+    t.ack(first);
+    let second = t.response(&CDS, "2", "n2", &["a", "b"]);
+    t.nack(second, &["b"]);
+    t.reconnect();
+    assert_eq!(t.said(), ["Cluster v='' names=[] nonce='' node"]);
+    let third = t.response(&CDS, "3", "m1", &["a"]);
+    t.ack(third);
+    t.reconnect();
+    assert_eq!(t.said(), ["Cluster v='3' names=[] nonce='' node"]);
+    // Beside names, the wildcard may have been under way when the server spoke.
+    let mut t = Talk::new(Mode::Sotw);
+    t.subscribe(&CDS, &["a"]);
+    t.said();
+    t.subscribe(&CDS, &["*"]);
+    let first = t.response(&CDS, "1", "n1", &["a"]);
+    t.ack(first);
+    t.reconnect();
+    assert_eq!(t.said(), ["Cluster v='' names=[*,a] nonce='' node"]);
+}
+
+#[test]
+fn a_sotw_wildcard_given_up_and_wanted_again_is_asked_for_by_its_name() {
+    let mut t = Talk::new(Mode::Sotw);
+    t.subscribe(&CDS, &["*"]);
+    t.said();
+    let first = t.response(&CDS, "1", "n1", &["a"]);
+    t.ack(first);
+    t.said();
+    t.unsubscribe(&CDS, &["*"]);
+    assert_eq!(t.said(), [""; 0], "an empty list would ask for everything once more");
+    t.subscribe(&CDS, &["*"]);
+    assert_eq!(t.said(), ["Cluster v='' names=[*] nonce='n1'"]);
+    t.unsubscribe(&CDS, &["*"]);
+    t.subscribe(&CDS, &["*"]);
+    assert_eq!(t.said(), ["Cluster v='' names=[] nonce='n1'", "Cluster v='' names=[*] nonce='n1'"]);
+}
+
+#[test]
+fn what_is_held_follows_the_order_of_responses_and_not_of_answers() {
+    let mut t = Talk::new(Mode::Delta);
+    t.subscribe(&CDS, &["*"]);
+    t.subscribe(&EDS, &["x"]);
+    t.said();
+    let adds = t.response(&CDS, "1", "n1", &["c", "d"]);
+    let removes = t.offer(&CDS, "2", "n2", &["d"], &["c"]).unwrap();
+    t.ack(removes);
+    t.ack(adds);
+    // Taken back and wanted again while it was under way: the server sends it anew, unless the stream ends before.
+    let late = t.response(&EDS, "1", "n3", &["x"]);
+    t.unsubscribe(&EDS, &["x"]);
+    t.subscribe(&EDS, &["x"]);
+    t.ack(late);
+    t.reconnect();
+    assert_eq!(
+        t.said(),
+        ["Cluster sub=[] unsub=[] init={d:2} nonce='' node", "ClusterLoadAssignment sub=[x] unsub=[] init={} nonce=''"]
+    );
+}
+
+#[test]
+fn a_name_that_a_delta_response_has_twice_is_refused_and_not_held() {
     let mut t = Talk::new(Mode::Delta);
     t.subscribe(&CDS, &["*"]);
     t.said();
-    assert!(t.offer(&TypeUrl::from("garbage"), "1", "n1", &["a"], &[]).is_none());
-    assert_eq!(
-        t.said(),
-        ["garbage sub=[] unsub=[] init={} nonce='n1' ERR='type garbage was never subscribed on this stream'"]
-    );
-
-    let mut only = Machine::new(Mode::Sotw, Some(TypeUrl::SECRET), true);
-    assert_eq!(
-        only.subscribe(&CDS, Subscription::Wildcard),
-        Err(SubscribeError::OtherType { wanted: CDS, only: TypeUrl::SECRET })
-    );
-    let stream = only.open();
-    assert_eq!(only.next_request(stream), Next::Wait);
+    let first = t.response(&CDS, "1", "n1", &["a", "b", "c", "d"]);
+    t.ack(first);
+    t.said();
+    let both = t.offer(&CDS, "2", "n2", &["a", "b", "b", "d"], &["a"]).unwrap();
+    t.ack(both);
+    let detail = "duplicate name a, b found in the union of added+removed resources";
+    assert_eq!(t.said(), [format!("Cluster sub=[] unsub=[] init={{}} nonce='n2' ERR='{detail}'")]);
+    // The consumer's own words go first.
+    let third = t.offer(&CDS, "3", "n3", &["a", "a", "d"], &[]).unwrap();
+    t.nack(third, &["d"]);
+    assert_eq!(t.said(), ["Cluster sub=[] unsub=[] init={} nonce='n3' ERR='bad'"]);
+    t.reconnect();
+    assert_eq!(t.said(), ["Cluster sub=[] unsub=[] init={a:,b:,c:1,d:2} nonce='' node"]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The support page: the table of answers as a page for people, held to the table by a test.
 
+use super::runtime::known;
 use super::table::{Answer, MessageAnswers, SUBJECTS, table};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -18,6 +19,8 @@ support_page` writes it anew.
   the note says what is lost.
 - **reject**: the resource is refused with the path and the reason, which is the note. What guards security acts or is
   rejected, never warned about.
+- **idle**: the field passes in silence, for nothing that is accepted here depends on it; the note says what would. What
+  is set is shown in /config_dump.
 - *unless* names a value that is what happens anyway: setting the field to it passes in silence.
 
 A field that is not listed is unknown and is reported as such. Extensions are looked up by the type of their configuration.
@@ -29,6 +32,7 @@ struct Count {
     act: usize,
     warn: usize,
     reject: usize,
+    idle: usize,
 }
 
 impl Count {
@@ -37,11 +41,13 @@ impl Count {
             Answer::Act { .. } => self.act += 1,
             Answer::Warn { .. } => self.warn += 1,
             Answer::Reject { .. } => self.reject += 1,
+            Answer::Idle { .. } => self.idle += 1,
         }
     }
 
     fn row(&self, of: &str) -> String {
-        format!("| {of} | {} | {} | {} | {} |\n", self.act, self.warn, self.reject, self.act + self.warn + self.reject)
+        let Count { act, warn, reject, idle } = self;
+        format!("| {of} | {act} | {warn} | {reject} | {idle} | {} |\n", act + warn + reject + idle)
     }
 }
 
@@ -55,6 +61,7 @@ fn cells(answer: &Answer) -> String {
         Answer::Act { note } => with("act", &None, note),
         Answer::Warn { meaning, unless } => with("warn", unless, meaning),
         Answer::Reject { reason, unless } => with("reject", unless, reason),
+        Answer::Idle { why } => with("idle", &None, why),
     }
 }
 
@@ -72,9 +79,12 @@ fn page() -> String {
             whole.add(&answers.whole);
         }
     }
-    page.push_str("\n| | act | warn | reject | all |\n|---|---:|---:|---:|---:|\n");
+    page.push_str("\n| | act | warn | reject | idle | all |\n|---|---:|---:|---:|---:|---:|\n");
     page.push_str(&fields.row("Fields"));
     page.push_str(&whole.row("Extensions and messages as a whole"));
+    let mut keys = Count::default();
+    known().iter().for_each(|(_, answer)| keys.add(answer));
+    page.push_str(&keys.row("Keys of runtime"));
     for (subject, _) in SUBJECTS {
         let own = || table().messages().iter().filter(|answers| answers.subject == *subject);
         // Writing to a String does not fail.
@@ -92,6 +102,10 @@ fn page() -> String {
                 let _ = writeln!(page, "| `{}` | {} |", answers.message.name(), cells(&answers.whole));
             }
         }
+    }
+    page.push_str("\n## Keys of runtime\n\n| Key | Answer | Note |\n|---|---|---|\n");
+    for (pattern, answer) in known() {
+        let _ = writeln!(page, "| `{pattern}` | {} |", cells(answer));
     }
     page.replace(" |  |", " | |")
 }

@@ -1,7 +1,7 @@
 //! Reading the table: text in, per message one answer for each field and the steps that the walk takes.
 //!
 //! A paragraph starts with the full name of a message. Below it, indented, stands each of its fields: name, answer, and
-//! why (for `act`: what to know about it). `unless` names a value that means the same as leaving the field out. A
+//! why (for `act`: what to know about it; for `idle`: what would depend on it). `unless` names a value that means the same as leaving the field out. A
 //! message with an answer on its own line is an extension that is not built: nothing below it is looked at.
 
 use std::collections::HashMap;
@@ -21,6 +21,7 @@ pub(super) const SUBJECTS: &[(&str, &str)] = &[
     ("Matchers, fractions and headers", include_str!("matcher.txt")),
     ("Clusters", include_str!("cluster.txt")),
     ("Endpoints", include_str!("endpoint.txt")),
+    ("Health checks", include_str!("health.txt")),
     ("Load balancing", include_str!("load_balancing.txt")),
     ("HTTP towards endpoints, and its codecs", include_str!("upstream_http.txt")),
     ("TLS and transport sockets", include_str!("tls.txt")),
@@ -39,6 +40,8 @@ pub enum Answer {
     Warn { meaning: &'static str, unless: Option<&'static str> },
     /// Setting it to anything but `unless` refuses the resource, with the reason.
     Reject { reason: &'static str, unless: Option<&'static str> },
+    /// Nothing that is accepted here depends on it, so that nothing is lost: it passes in silence.
+    Idle { why: &'static str },
 }
 
 /// The answers of one message type.
@@ -140,6 +143,11 @@ impl Table {
 
     fn step(&self, holder: &MessageAnswers, field: Field) -> Step {
         let is_act = |(known, answer): &(Field, Answer)| *known == field && matches!(answer, Answer::Act { .. });
+        // what it holds is still looked at for fields that nobody knows, where it is a message of the table
+        let is_idle = |(known, answer): &(Field, Answer)| *known == field && matches!(answer, Answer::Idle { .. });
+        if holder.fields.iter().any(is_idle) && !field.is_deprecated() {
+            return self.inner(field);
+        }
         if field.is_deprecated() || field.is_disallowed_by_default() || !holder.fields.iter().any(is_act) {
             return Step::Say;
         }
@@ -190,12 +198,12 @@ impl MessageAnswers {
     }
 }
 
-fn split_word(line: &'static str) -> (&'static str, &'static str) {
+pub(super) fn split_word(line: &'static str) -> (&'static str, &'static str) {
     let line = line.trim();
     line.split_once(char::is_whitespace).map_or((line, ""), |(word, rest)| (word, rest.trim_start()))
 }
 
-fn answer(text: &'static str) -> Result<Answer, String> {
+pub(super) fn answer(text: &'static str) -> Result<Answer, String> {
     let (word, rest) = split_word(text);
     let (unless, reason) = match rest.strip_prefix("unless ") {
         Some(rest) => {
@@ -206,10 +214,11 @@ fn answer(text: &'static str) -> Result<Answer, String> {
     };
     match (word, reason, unless) {
         ("act", note, None) => Ok(Answer::Act { note }),
-        ("warn" | "reject", "", _) => Err(format!("{word} without a reason")),
+        ("warn" | "reject" | "idle", "", _) => Err(format!("{word} without a reason")),
         ("warn", meaning, unless) => Ok(Answer::Warn { meaning, unless }),
         ("reject", reason, unless) => Ok(Answer::Reject { reason, unless }),
-        _ => Err(format!("found {text:?}, expected act, warn or reject")),
+        ("idle", why, None) => Ok(Answer::Idle { why }),
+        _ => Err(format!("found {text:?}, expected act, warn, reject or idle")),
     }
 }
 

@@ -4,22 +4,72 @@
 //! only for a finding, from the places that the walk stands at.
 
 use super::table::{Answer, MessageAnswers, Step, Table, is_value, table};
+use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use xds_protos::table::{Field, FieldType, Message};
 use xds_protos::wire::{Raw, take_field};
-use xds_protos::{Descriptors, MAX_DEPTH, MAX_FINDINGS, ParseOptions, TypedStruct};
+use xds_protos::{Descriptors, MAX_DEPTH, ParseOptions, TypedStruct, nearest};
 
-/// What was found; at most [`MAX_FINDINGS`] of each.
+/// The message whose elements are resources, each of which is to hear of its own fields.
+const RESOURCES: &str = "envoy.config.bootstrap.v3.Bootstrap.StaticResources";
+
+/// Ways through lists and extensions that are told apart in one resource. Past it, a field is said once wherever it
+/// stands: with the table's fields, that bounds what is kept of a message that nests without end.
+const MAX_WAYS: usize = 1000;
+
+/// Unknown fields that are listed; the rest is counted.
+const MAX_UNKNOWN: usize = 1000;
+
+/// What was found: each field once for each way that leads to it (places in lists do not count), with the number of times.
 #[derive(Debug, Default)]
 pub struct Findings {
-    /// Paths of fields that the descriptor does not have; the last name is `#` and the number.
-    pub unknown: Vec<String>,
-    /// Fields that have no effect: path and what that means.
-    pub warned: Vec<(String, &'static str)>,
+    pub unknown: Vec<Unknown>,
+    /// Fields that have no effect.
+    pub warned: Vec<Warned>,
     /// Fields that refuse the resource: path and reason.
     pub rejected: Vec<(String, &'static str)>,
     /// Deprecated fields in use.
     pub deprecated: Vec<Deprecated>,
+    /// Unknown fields past those that are listed.
+    pub more_unknown: usize,
+}
+
+/// A field without effect: where it was met first, and how often.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warned {
+    pub path: String,
+    pub meaning: &'static str,
+    pub count: usize,
+}
+
+/// A field that its message does not have: where it was met first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unknown {
+    /// The last name is `#` and the number where only that is known.
+    pub path: String,
+    /// Full name of the message.
+    pub message: String,
+}
+
+impl Unknown {
+    /// Envoy's words for one that is refused, which tools look for, and the name that was probably meant.
+    pub fn refusal(&self) -> String {
+        let name = self.path.rsplit_once('.').map_or(self.path.as_str(), |(_, name)| name);
+        if let Some(number) = name.strip_prefix('#') {
+            return format!(
+                "Protobuf message (type {} with unknown field set {{{number}}}) has unknown fields",
+                self.message
+            );
+        }
+        let message = Message::find(&self.message);
+        if message.and_then(|message| message.field_by_name(name)).is_some() {
+            return format!("found a value of '{name}' that its enum does not have");
+        }
+        let near = message.and_then(|message| nearest(name, message.fields().map(Field::name)));
+        let near = near.map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default();
+        format!("Protobuf message (type {} reason no such field: '{name}') has unknown fields{near}", self.message)
+    }
 }
 
 /// A deprecated field in use.
@@ -30,6 +80,8 @@ pub struct Deprecated {
     pub full_name: String,
     /// Refused unless runtime allows it.
     pub disallowed: bool,
+    /// How often it was met.
+    pub count: usize,
 }
 
 impl std::fmt::Display for Deprecated {
@@ -46,17 +98,46 @@ impl std::fmt::Display for Deprecated {
 
 /// Walks a message. Bytes that are none are walked as far as they go: decoding says what is wrong with them.
 pub fn walk(full_name: &str, bytes: &[u8]) -> Findings {
-    let mut findings = Findings::default();
+    let mut found = Found::default();
     match table().place(full_name) {
         Some(place) => {
-            Walk { table: table(), prefix: "", frames: Vec::new(), findings: &mut findings }.message(place, bytes);
+            Walk { table: table(), prefix: "", way: 0, frames: Vec::new(), found: &mut found }.message(place, bytes);
         }
         None => {
-            let found = Descriptors::shared().inspect(full_name, bytes).unwrap_or_default();
-            findings.unknown.extend(found.unknown_fields.into_iter().map(|field| field.path));
+            let inspected = Descriptors::shared().inspect(full_name, bytes).unwrap_or_default();
+            let unknown = inspected.unknown_fields.into_iter();
+            found.findings.unknown.extend(unknown.map(|field| unknown_field(field.path, &field.name)));
         }
     }
-    findings
+    found.findings
+}
+
+/// `full_name`: that of the message, a dot, and the field's.
+fn unknown_field(path: String, full_name: &str) -> Unknown {
+    let message = full_name.rsplit_once('.').map_or("", |(message, _)| message).to_owned();
+    Unknown { path, message }
+}
+
+/// What a finding is: one of them is said once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum About {
+    Unknown,
+    Warned,
+    Rejected,
+    Deprecated,
+}
+
+/// Which finding it is: what is said of which field of which message, and a hash of the way that leads to it.
+type Identity = (About, usize, u32, u64);
+
+/// The findings, and where each stands in its list.
+#[derive(Default)]
+struct Found {
+    findings: Findings,
+    said: HashMap<Identity, usize>,
+    /// Static resources met so far, and how much had been said when this one began.
+    resource: u64,
+    said_before: usize,
 }
 
 /// Where the walk stands: in which message, and at which byte the field starts that it is in.
@@ -64,13 +145,19 @@ struct Frame<'b> {
     holder: &'static MessageAnswers,
     bytes: &'b [u8],
     at: usize,
+    number: u32,
+    /// Where the fields of this number started that stand right before it, and how many they are: looking for the place
+    /// in a list of thousands from its start, for each of its elements, would cost their square.
+    run: (usize, usize),
 }
 
 struct Walk<'b, 'f> {
     table: &'static Table,
     prefix: &'f str,
+    /// The way that led to `prefix`.
+    way: u64,
     frames: Vec<Frame<'b>>,
-    findings: &'f mut Findings,
+    found: &'f mut Found,
 }
 
 impl<'b> Walk<'b, '_> {
@@ -80,29 +167,106 @@ impl<'b> Walk<'b, '_> {
         if !matches!(holder.whole, Answer::Act { .. }) {
             return;
         }
-        let mut rest = bytes;
+        let (mut rest, mut last, mut run) = (bytes, 0, (0, 0));
         while !rest.is_empty() {
             let at = bytes.len() - rest.len();
             let Some((number, raw)) = take_field(&mut rest) else { return };
+            run = if number == last { (run.0, run.1 + 1) } else { (at, 0) };
+            last = number;
+            let frame = Frame { holder, bytes, at, number, run };
             match (holder.step(number), raw) {
                 (Step::Skip, _) => {}
-                (Step::Say, _) => self.within(holder, bytes, at, |walk| walk.say(holder, number, raw)),
-                (Step::Unknown, _) => self.within(holder, bytes, at, |walk| {
-                    let path = walk.path();
-                    push(&mut walk.findings.unknown, path);
+                (Step::Say, _) => self.within(frame, |walk| walk.say(holder, number, raw)),
+                (Step::Unknown, _) => self.within(frame, |walk| {
+                    walk.unknown(number, |walk| Unknown {
+                        path: walk.path(),
+                        message: holder.message.name().to_owned(),
+                    });
                 }),
-                (step, Raw::Bytes(inner)) => {
-                    self.within(holder, bytes, at, |walk| walk.into(step, inner));
-                }
+                (step, Raw::Bytes(inner)) => self.within(frame, |walk| walk.into(step, inner)),
                 _ => {}
             }
         }
     }
 
-    fn within(&mut self, holder: &'static MessageAnswers, bytes: &'b [u8], at: usize, go: impl FnOnce(&mut Self)) {
-        self.frames.push(Frame { holder, bytes, at });
+    fn within(&mut self, frame: Frame<'b>, go: impl FnOnce(&mut Self)) {
+        // the walk of one resource does not get here: only a bootstrap has them two levels down
+        if self.frames.len() == 1 && self.prefix.is_empty() && frame.holder.message.name() == RESOURCES {
+            self.found.resource += 1;
+            self.found.said_before = self.found.said.len();
+        }
+        self.frames.push(frame);
         go(self);
         self.frames.pop();
+    }
+
+    /// Which finding this is, of the field that the walk stands at.
+    fn identity(&self, about: About, number: u32) -> Identity {
+        let mut way = DefaultHasher::new();
+        self.found.resource.hash(&mut way);
+        if self.found.said.len() - self.found.said_before < MAX_WAYS {
+            self.way.hash(&mut way);
+            for frame in &self.frames {
+                (std::ptr::from_ref(frame.holder).addr(), frame.number).hash(&mut way);
+            }
+        }
+        let holder = self.frames.last().map_or(0, |frame| std::ptr::from_ref(frame.holder).addr());
+        (about, holder, number, way.finish())
+    }
+
+    /// Where the finding stands in its list; `None` when it is new, and then it will stand at `next`.
+    fn known(&mut self, about: About, number: u32, next: usize) -> Option<usize> {
+        let identity = self.identity(about, number);
+        match self.found.said.entry(identity) {
+            std::collections::hash_map::Entry::Occupied(known) => Some(*known.get()),
+            std::collections::hash_map::Entry::Vacant(new) => {
+                new.insert(next);
+                None
+            }
+        }
+    }
+
+    fn unknown(&mut self, number: u32, unknown: impl FnOnce(&Self) -> Unknown) {
+        // their numbers and names are the sender's, so that there must be an end of them
+        let next = self.found.findings.unknown.len();
+        if next >= MAX_UNKNOWN {
+            self.found.findings.more_unknown += 1;
+            return;
+        }
+        if self.known(About::Unknown, number, next).is_none() {
+            let unknown = unknown(self);
+            self.found.findings.unknown.push(unknown);
+        }
+    }
+
+    fn deprecated(&mut self, number: u32, path: impl FnOnce(&Self) -> String, full_name: &str, disallowed: bool) {
+        let next = self.found.findings.deprecated.len();
+        match self.known(About::Deprecated, number, next) {
+            Some(known) => self.found.findings.deprecated[known].count += 1,
+            None => {
+                let (path, full_name) = (path(self), full_name.to_owned());
+                self.found.findings.deprecated.push(Deprecated { path, full_name, disallowed, count: 1 });
+            }
+        }
+    }
+
+    fn warned(&mut self, number: u32, meaning: &'static str) {
+        let next = self.found.findings.warned.len();
+        match self.known(About::Warned, number, next) {
+            Some(known) => self.found.findings.warned[known].count += 1,
+            None => {
+                let path = self.path();
+                self.found.findings.warned.push(Warned { path, meaning, count: 1 });
+            }
+        }
+    }
+
+    fn rejected(&mut self, number: u32, reason: &'static str) {
+        let next = self.found.findings.rejected.len();
+        if self.known(About::Rejected, number, next).is_none() {
+            let path = self.path();
+            self.found.findings.rejected.push((path, reason));
+        }
     }
 
     fn into(&mut self, step: Step, bytes: &'b [u8]) {
@@ -127,50 +291,52 @@ impl<'b> Walk<'b, '_> {
     fn say(&mut self, holder: &'static MessageAnswers, number: u32, raw: Raw<'b>) {
         let Some(field) = holder.message.field_by_number(number) else { return };
         let as_if_absent = |unless: Option<&str>| unless.is_some_and(|value| is_value(field, raw, value));
-        let heard = self.findings.deprecated.len() == MAX_FINDINGS;
-        if (field.is_deprecated() || field.is_disallowed_by_default()) && !heard {
+        if field.is_deprecated() || field.is_disallowed_by_default() {
             let full_name = format!("{}.{}", holder.message.name(), field.name());
-            let deprecated = Deprecated { path: self.path(), full_name, disallowed: field.is_disallowed_by_default() };
-            push(&mut self.findings.deprecated, deprecated);
+            self.deprecated(number, Self::path, &full_name, field.is_disallowed_by_default());
         }
         match holder.answer(field) {
-            Some(Answer::Act { .. }) => {
+            Some(Answer::Act { .. } | Answer::Idle { .. }) => {
                 if let Raw::Bytes(inner) = raw {
                     self.into(self.table.inner(field), inner);
                 }
             }
             Some(Answer::Warn { meaning, unless }) => {
                 if !as_if_absent(unless) {
-                    // a path costs by the length of the lists it leads through
-                    if self.findings.warned.len() < MAX_FINDINGS {
-                        let path = self.path();
-                        push(&mut self.findings.warned, (path, meaning));
-                    }
+                    self.warned(number, meaning);
                     self.inspect(field, raw);
                 }
             }
             Some(Answer::Reject { reason, unless }) => {
                 if !as_if_absent(unless) {
-                    let path = self.path();
-                    push(&mut self.findings.rejected, (path, reason));
+                    self.rejected(number, reason);
                 }
             }
             // Not in the table, which a test forbids: better refused than ignored.
-            None => {
-                let path = self.path();
-                push(&mut self.findings.rejected, (path, "there is no answer for this field"));
-            }
+            None => self.rejected(number, "there is no answer for this field"),
         }
     }
 
-    /// What has no effect may still hold fields that nobody knows.
+    /// What has no effect may still hold fields that nobody knows, or that are refused for their age.
     fn inspect(&mut self, field: Field, raw: Raw<'_>) {
-        if let (FieldType::Message(message), Raw::Bytes(bytes), None) = (field.field_type(), raw, field.map_entry()) {
-            let found = Descriptors::shared().inspect(message.name(), bytes);
-            for unknown in found.into_iter().flat_map(|found| found.unknown_fields) {
-                let path = format!("{}.{}", self.path(), unknown.path);
-                push(&mut self.findings.unknown, path);
-            }
+        let (FieldType::Message(message), Raw::Bytes(bytes), None) = (field.field_type(), raw, field.map_entry())
+        else {
+            return;
+        };
+        let Some(found) = Descriptors::shared().inspect(message.name(), bytes) else { return };
+        for unknown in found.unknown_fields {
+            self.unknown(hashed(&unknown.name), |walk| {
+                unknown_field(format!("{}.{}", walk.path(), unknown.path), &unknown.name)
+            });
+        }
+        for deprecated in found.deprecated {
+            let number = hashed(&deprecated.name);
+            let disallowed = deprecated.name.rsplit_once('.').is_some_and(|(message, name)| {
+                let field = Message::find(message).and_then(|message| message.field_by_name(name));
+                field.is_some_and(Field::is_disallowed_by_default)
+            });
+            let path = |walk: &Self| format!("{}.{}", walk.path(), deprecated.path);
+            self.deprecated(number, path, &deprecated.name, disallowed);
         }
     }
 
@@ -201,11 +367,12 @@ impl<'b> Walk<'b, '_> {
         let Ok(Some((inner, parsed))) = Descriptors::shared().typed_struct(&any, options) else { return };
         let prefix = self.path();
         for field in parsed.unknown_fields {
-            push(&mut self.findings.unknown, format!("{prefix}.value.{}", field.path));
+            self.unknown(hashed(&field.name), |_| unknown_field(format!("{prefix}.value.{}", field.path), &field.name));
         }
         if let Some(place) = self.table.place(inner.type_url.rsplit('/').next().unwrap_or_default()) {
-            let findings = &mut *self.findings;
-            Walk { table: self.table, prefix: &prefix, frames: Vec::new(), findings }.message(place, &inner.value);
+            let way = self.identity(About::Unknown, 0).3;
+            let found = &mut *self.found;
+            Walk { table: self.table, prefix: &prefix, way, frames: Vec::new(), found }.message(place, &inner.value);
         }
     }
 
@@ -244,8 +411,8 @@ fn step_of(frame: &Frame<'_>, path: &mut String) {
         let _ = write!(path, "[{key}]");
         return;
     }
-    let mut before = 0;
-    let mut rest = frame.bytes.get(..frame.at).unwrap_or_default();
+    let (run_starts, mut before) = frame.run;
+    let mut rest = frame.bytes.get(..run_starts).unwrap_or_default();
     while let Some((other, _)) = take_field(&mut rest) {
         before += usize::from(other == number);
     }
@@ -263,8 +430,9 @@ fn map_key(mut entry: &[u8]) -> Option<String> {
     None
 }
 
-fn push<T>(list: &mut Vec<T>, finding: T) {
-    if list.len() < MAX_FINDINGS {
-        list.push(finding);
-    }
+/// A number that stands for a name.
+fn hashed(name: &str) -> u32 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish() as u32
 }

@@ -22,8 +22,6 @@ pub struct Bootstrap {
     pub rtds: Vec<(Arc<str>, ConfigSource)>,
     /// `application_log_config.log_format`, when set.
     pub log_format: Option<LogFormat>,
-    /// `local_cluster_name`, for zone-aware routing.
-    pub local_cluster: Option<Arc<str>>,
 }
 
 /// Who we are to the control plane. `message` is the `Node` protobuf message to send, opaque outside conversion.

@@ -23,11 +23,15 @@ pub struct ClusterConfig {
     pub tcp_keepalive: Option<TcpKeepalive>,
     /// Percent of healthy endpoints under which all are used; default 50.
     pub panic_threshold: f64,
+    /// Endpoints are used only while they pass it.
+    pub health_check: Option<Arc<HealthCheck>>,
+    /// An endpoint that discovery takes away goes at once; else it stays while it passes its health checks.
+    pub ignore_health_on_host_removal: bool,
+    /// An endpoint that was never checked does not count when the load is spread.
+    pub ignore_new_hosts_until_first_hc: bool,
     /// Updates of endpoints that change no member wait so long for others. `None`: they do not wait, which is what
     /// Envoy 1.40 does when nothing is configured, whatever its documentation says of a default.
     pub update_merge_window: Option<Duration>,
-    /// `metadata.filter_metadata`, by filter name.
-    pub metadata: Arc<BTreeMap<String, serde_json::Value>>,
     /// Hash of the message: an equal one is no update.
     pub hash: u64,
 }
@@ -48,8 +52,10 @@ impl ClusterConfig {
             bind: None,
             tcp_keepalive: None,
             panic_threshold: 50.0,
+            health_check: None,
+            ignore_health_on_host_removal: false,
+            ignore_new_hosts_until_first_hc: false,
             update_merge_window: None,
-            metadata: Arc::default(),
             hash: 0,
         }
     }
@@ -79,6 +85,13 @@ pub enum ClusterDiscovery {
     },
 }
 
+impl ClusterDiscovery {
+    /// Endpoints come and go.
+    pub fn is_dynamic(&self) -> bool {
+        !matches!(self, ClusterDiscovery::Static(_))
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct DnsConfig {
     /// Default 5 s.
@@ -102,7 +115,6 @@ pub enum DnsFamily {
 pub struct DnsLocality {
     pub locality: Locality,
     pub priority: u32,
-    pub weight: Option<u32>,
     /// Host (a name or an IP), port, and the endpoint as configured (its `address` is a placeholder).
     pub names: Vec<(Arc<str>, u16, Endpoint)>,
 }
@@ -134,7 +146,6 @@ pub struct LocalityEndpoints {
     pub locality: Locality,
     /// 0 is the highest.
     pub priority: u32,
-    pub weight: Option<u32>,
     pub endpoints: Vec<Endpoint>,
 }
 
@@ -154,6 +165,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// `metadata.filter_metadata`, by filter name; `envoy.transport_socket_match` picks the transport.
     pub metadata: Option<Arc<BTreeMap<String, serde_json::Value>>>,
+    /// `None`: it is checked where it serves.
+    pub check: Option<Arc<EndpointCheck>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -246,7 +259,6 @@ pub enum UpstreamTransport {
 
 #[derive(Debug, Clone)]
 pub struct TransportMatch {
-    pub name: Arc<str>,
     pub criteria: Vec<(String, serde_json::Value)>,
     pub transport: UpstreamTransport,
 }

@@ -12,7 +12,9 @@ pub struct HcmConfig {
     pub routes: RouteSource,
     /// Without the router, which `router` holds; in order.
     pub http_filters: Vec<HttpFilterConfig>,
-    /// `None`: no router filter; such a manager answers 404 to everything.
+    /// Names of filters that are disabled and must not be passed by: no route may enable them.
+    pub disabled_guards: Arc<[Box<str>]>,
+    /// `None`: ECDS has it, or there is no router filter; such a manager answers 404 to everything.
     pub router: Option<RouterConfig>,
     pub access_log: Vec<AccessLogConfig>,
     pub server_name: HeaderValue,
@@ -71,10 +73,16 @@ pub enum RouteSource {
     Rds { name: Arc<str>, source: ConfigSource },
 }
 
-/// A filter other than the router. A filter is one of these once it exists as a file in `http/filters/`; the ones whose
-/// configuration has no effect (fault and cors without a policy) do not appear at all.
+/// A filter other than a router in place. A filter is one of these once it exists as a file in `http/filters/`; the ones
+/// whose configuration has no effect (fault and cors without a policy) do not appear at all.
 #[derive(Debug, Clone)]
-pub enum HttpFilterConfig {}
+pub enum HttpFilterConfig {
+    Dynamic {
+        filter: Arc<DynamicFilterConfig>,
+        /// It does not run, and requests do without it.
+        disabled: bool,
+    },
+}
 
 #[derive(Debug, Clone, Default)]
 pub struct RouterConfig {

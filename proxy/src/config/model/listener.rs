@@ -1,6 +1,7 @@
 //! `envoy.config.listener.v3.Listener`.
 
 use super::*;
+use crate::runtime::LiveLimit;
 use ipnet::IpNet;
 
 #[derive(Debug, Clone)]
@@ -38,6 +39,10 @@ pub struct ListenerConfig {
     pub drain_modify_only: bool,
     /// Hash of the message without its filter chains: equal hashes mean that only chains differ.
     pub shell_hash: u64,
+    /// `envoy.resource_limits.listener.<name>.connection_limit` of runtime.
+    pub connection_limit: LiveLimit,
+    /// `overload.global_downstream_max_connections` of runtime; `None`: its connections are not among those that it counts.
+    pub global_connection_limit: Option<LiveLimit>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,6 +58,8 @@ pub enum ListenerFilterConfig {
     OriginalDst,
     TlsInspector(ListenerFilterPredicate),
     HttpInspector(ListenerFilterPredicate),
+    /// ECDS says what it is; the predicate holds for whatever comes.
+    Dynamic(Arc<DynamicFilterConfig>, ListenerFilterPredicate),
 }
 
 /// When a listener filter is left out (`filter_disabled`).
@@ -80,6 +87,8 @@ pub struct FilterChainConfig {
     /// Bound of the TLS handshake; `None`: unbounded, as in Envoy.
     pub transport_connect_timeout: Option<Duration>,
     pub filters: Vec<NetworkFilterConfig>,
+    /// Place of the terminal filter among the filters of the message, of which some may have been passed over.
+    pub terminal: usize,
     /// Hash of the message: an equal chain is kept across updates.
     pub hash: u64,
 }
@@ -118,6 +127,7 @@ pub enum DownstreamTransport {
 pub enum NetworkFilterConfig {
     HttpConnectionManager(Arc<HcmConfig>),
     TcpProxy(Arc<TcpProxyConfig>),
+    Dynamic(Arc<DynamicFilterConfig>),
 }
 
 /// `envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy`.

@@ -7,6 +7,8 @@
 mod access_log;
 mod bootstrap;
 mod cluster;
+mod extension;
+mod health;
 mod http;
 mod listener;
 mod matchers;
@@ -16,12 +18,15 @@ mod tls;
 pub use access_log::*;
 pub use bootstrap::*;
 pub use cluster::*;
+pub use extension::*;
+pub use health::*;
 pub use http::*;
 pub use listener::*;
 pub use matchers::*;
 pub use route::*;
 pub use tls::*;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -83,6 +88,8 @@ pub struct ApiConfigSource {
     pub polling: Option<Polling>,
     /// Most requests on the stream; `None`: no limit.
     pub rate_limit: Option<RequestLimit>,
+    /// `initial_metadata`: sent with each stream.
+    pub metadata: Vec<(::http::HeaderName, ::http::HeaderValue)>,
 }
 
 /// `rate_limit_settings`.
@@ -105,12 +112,20 @@ pub struct Polling {
 pub enum GrpcTarget {
     /// A cluster of the bootstrap.
     Cluster { name: Arc<str>, authority: Option<Arc<str>> },
-    /// A target of `google_grpc`: `host:port` or `unix:path`, in plaintext.
-    Uri(Arc<str>),
+    /// A target of `google_grpc`: `host:port` or `unix:path`; in plaintext without credentials.
+    Uri { uri: Arc<str>, credentials: Option<Arc<SslCredentials>> },
+}
+
+/// `ssl_credentials` of `google_grpc`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SslCredentials {
+    pub root_certs: DataSource,
+    /// Our own certificate chain and its key.
+    pub identity: Option<(DataSource, DataSource)>,
 }
 
 /// Bytes of a `DataSource`, read at conversion, and the file they came from (shown by /certs).
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct DataSource {
     pub bytes: bytes::Bytes,
     pub path: Option<PathBuf>,

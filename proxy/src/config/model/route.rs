@@ -4,7 +4,7 @@ use super::*;
 use crate::runtime::LiveFraction;
 use ::http::{HeaderName, HeaderValue, StatusCode};
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct RouteConfig {
     pub name: Arc<str>,
     pub virtual_hosts: Vec<VirtualHost>,
@@ -18,6 +18,9 @@ pub struct RouteConfig {
     pub most_specific_header_mutations_wins: bool,
     /// Unknown clusters refuse the whole configuration.
     pub validate_clusters: bool,
+    /// Names that `typed_per_filter_config` has at any level, other than to disable: each enables the HTTP filter of
+    /// this name where the connection manager has it disabled.
+    pub enabled_filters: BTreeSet<Box<str>>,
 }
 
 #[derive(Debug, Clone)]

@@ -1,8 +1,8 @@
 //! A cluster's live endpoints as `ClusterLoadAssignment`, in the shape that Envoy prints them in.
 
-use crate::config::model::{Address, ClusterDiscovery, HealthStatus};
+use crate::config::model::{Address, ClusterDiscovery};
 use crate::discovery::ledger::{Api, Ledger, Record};
-use crate::upstream::{Cluster, Host};
+use crate::upstream::{Cluster, Health, Host};
 use prost::Message;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,9 +12,11 @@ use xds_protos::pb::envoy::config::core::v3::address::Address as OneAddress;
 use xds_protos::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use xds_protos::pb::envoy::config::core::v3::{self as core, Locality, Metadata, Pipe, SocketAddress};
 use xds_protos::pb::envoy::config::endpoint::v3::cluster_load_assignment::Policy;
+use xds_protos::pb::envoy::config::endpoint::v3::cluster_load_assignment::policy::DropOverload;
 use xds_protos::pb::envoy::config::endpoint::v3::endpoint::HealthCheckConfig;
 use xds_protos::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use xds_protos::pb::envoy::config::endpoint::v3::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints};
+use xds_protos::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use xds_protos::pb::google::protobuf::{Any, UInt32Value};
 
 /// Envoy's default, in percent.
@@ -35,17 +37,18 @@ pub struct Shown {
 impl Shown {
     pub fn of(cluster: &Arc<Cluster>, ledger: &Ledger) -> Shown {
         let config = &cluster.config;
-        let own = || ledger.get(&Api::Cds.type_url(), &config.name)?.running.as_ref().map(|c| c.bytes.clone());
+        let own = || ledger.named(&Api::Cds.type_url(), &config.name)?.running.as_ref().map(|c| c.bytes.clone());
         let (name, record, message) = match &config.discovery {
-            ClusterDiscovery::Eds { service_name, .. } => {
-                (service_name, ledger.get(&Api::Eds.type_url(), service_name).cloned(), None)
+            ClusterDiscovery::Eds { service_name, source, .. } => {
+                let record = ledger.from_source(&Api::Eds.type_url(), &source.kind, service_name);
+                (service_name, record.cloned(), None)
             }
             _ => (&config.name, None, own()),
         };
         Shown { cluster: Arc::clone(cluster), name: Arc::clone(name), record, message }
     }
 
-    pub fn name(&self) -> &str {
+    pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
@@ -122,7 +125,7 @@ impl Shown {
             cluster_name: self.name.to_string(),
             endpoints: endpoints.collect(),
             policy: Some(Policy {
-                drop_overloads: policy.drop_overloads,
+                drop_overloads: policy.drop_overloads.into_iter().filter_map(in_millionths).collect(),
                 overprovisioning_factor: policy
                     .overprovisioning_factor
                     .or(Some(UInt32Value { value: OVERPROVISIONING })),
@@ -134,15 +137,30 @@ impl Shown {
     }
 }
 
+/// A share of requests to drop, as Envoy shows it; none of nothing.
+fn in_millionths(mut drop: DropOverload) -> Option<DropOverload> {
+    const MILLION: u64 = 1_000_000;
+    let share = drop.drop_percentage.as_mut().filter(|share| share.numerator > 0)?;
+    let of = match share.denominator() {
+        DenominatorType::Hundred => 100,
+        DenominatorType::TenThousand => 10_000,
+        DenominatorType::Million => MILLION,
+    };
+    // more than all is all
+    share.numerator = u32::try_from((u64::from(share.numerator) * MILLION / of).min(MILLION)).unwrap_or_default();
+    share.set_denominator(DenominatorType::Million);
+    Some(drop)
+}
+
 /// Region, zone, sub-zone.
 type Place = (String, String, String);
 
 fn lb_endpoint(host: &Host) -> LbEndpoint {
     let facts = host.facts();
-    let health = match facts.health {
-        HealthStatus::Unknown | HealthStatus::Healthy => core::HealthStatus::Healthy,
-        HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout => core::HealthStatus::Unhealthy,
-        HealthStatus::Degraded => core::HealthStatus::Degraded,
+    let health = match host.health() {
+        Health::Healthy => core::HealthStatus::Healthy,
+        Health::Degraded => core::HealthStatus::Degraded,
+        Health::Unhealthy => core::HealthStatus::Unhealthy,
     };
     let metadata = facts.metadata.as_ref().map(|metadata| Metadata {
         filter_metadata: metadata
@@ -174,4 +192,26 @@ fn address(address: &Address) -> core::Address {
         Address::Pipe { path, mode } => OneAddress::Pipe(Pipe { path: path.display().to_string(), mode: *mode }),
     };
     core::Address { address: Some(one) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xds_protos::pb::envoy::r#type::v3::FractionalPercent;
+
+    #[test]
+    fn shares_to_drop_are_shown_in_millionths() {
+        let shown = |numerator: u32, denominator: DenominatorType| {
+            let share = FractionalPercent { numerator, denominator: denominator.into() };
+            let drop = DropOverload { category: "x".into(), drop_percentage: Some(share) };
+            in_millionths(drop)
+                .and_then(|drop| drop.drop_percentage)
+                .map(|share| (share.numerator, share.denominator()))
+        };
+        let million = |numerator| Some((numerator, DenominatorType::Million));
+        assert_eq!(shown(30, DenominatorType::Hundred), million(300_000));
+        assert_eq!(shown(u32::MAX, DenominatorType::TenThousand), million(1_000_000));
+        assert_eq!(shown(7, DenominatorType::Million), million(7));
+        assert_eq!(shown(0, DenominatorType::Million), None);
+    }
 }

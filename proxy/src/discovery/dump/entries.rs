@@ -1,12 +1,25 @@
 //! Records as the messages of `envoy.admin.v3`.
 
 use super::super::ledger::{Api, Config, Record, State};
+use super::mask::put;
 use std::time::{SystemTime, UNIX_EPOCH};
 use xds_protos::pb::envoy::admin::v3::{ClientResourceStatus, UpdateFailureState};
 use xds_protos::pb::google::protobuf::{Any, Timestamp};
 
 pub fn any(api: Api, config: &Config) -> Any {
     Any { type_url: api.type_url().as_str().to_owned(), value: config.bytes.to_vec() }
+}
+
+/// A resource of which there is nothing but the name, which every type has in its first field.
+pub fn named(api: Api, name: &str) -> Any {
+    let mut value = Vec::new();
+    put(&mut value, 1, name.as_bytes());
+    Any { type_url: api.type_url().as_str().to_owned(), value }
+}
+
+/// What runs, else its name: readers take it for granted that something stands there.
+pub fn any_or_named(api: Api, name: &str, record: &Record) -> Any {
+    record.running.as_ref().map_or_else(|| named(api, name), |config| any(api, config))
 }
 
 /// In milliseconds, as Envoy shows times.
@@ -20,8 +33,10 @@ pub fn time(time: SystemTime) -> Timestamp {
 pub fn failure(api: Api, record: &Record) -> Option<UpdateFailureState> {
     let refusal = record.refusal()?;
     let type_url = api.type_url().as_str().to_owned();
+    // nothing is kept of what was no resource of this type at all
+    let given = (!refusal.bytes.is_empty()).then(|| Any { type_url, value: refusal.bytes.to_vec() });
     Some(UpdateFailureState {
-        failed_configuration: Some(Any { type_url, value: refusal.bytes.to_vec() }),
+        failed_configuration: given,
         last_update_attempt: Some(time(refusal.at)),
         details: refusal.detail.clone(),
         version_info: refusal.version.to_string(),

@@ -5,18 +5,14 @@
 
 mod endpoints;
 mod entries;
-mod json;
 mod mask;
-mod redact;
 mod sections;
 #[cfg(test)]
 mod tests;
 
 pub(super) use entries::{any, failure, status, time};
-pub use json::write_json;
-pub(super) use redact::redact;
 
-use crate::admin::ConfigDumpQuery;
+use crate::admin::{ConfigDumpQuery, write_json};
 use crate::discovery::ledger::{Api, Ledger};
 use crate::upstream::Cluster;
 use bytes::Bytes;
@@ -59,6 +55,7 @@ pub struct Parts<'a> {
     pub node: &'a Node,
     /// The live ones; asked for with `include_eds`.
     pub clusters: &'a [Arc<Cluster>],
+    include_eds: bool,
     names: Option<regex::Regex>,
 }
 
@@ -112,7 +109,7 @@ impl<'a> Parts<'a> {
     ) -> Result<Parts<'a>, DumpError> {
         let names = name_matcher(query.name_regex.as_deref())
             .map_err(|e| DumpError { status: 400, message: format!("INVALID_ARGUMENT: {e}") })?;
-        Ok(Parts { ledger, bootstrap, node, clusters, names })
+        Ok(Parts { ledger, bootstrap, node, clusters, include_eds: query.include_eds, names })
     }
 
     /// The page.
@@ -130,7 +127,8 @@ impl<'a> Parts<'a> {
     fn has(&self, section: &str) -> bool {
         match section {
             "EcdsConfigDump" => self.ledger.of(&Api::Ecds.type_url()).next().is_some(),
-            "EndpointsConfigDump" => !self.clusters.is_empty(),
+            "EndpointsConfigDump" => !self.clusters.is_empty() || self.refused_endpoints().next().is_some(),
+            "RoutesConfigDump" | "ScopedRoutesConfigDump" => self.has_http(),
             _ => true,
         }
     }

@@ -1,10 +1,11 @@
 //! The sections of the page: which resources stand in which list, and in what shape.
 
-use super::entries::{any, failure, status, time};
+use super::entries::{any, any_or_named, failure, named, status, time};
 use super::mask::find_all;
 use super::{Element, List, Parts, Section};
 use crate::discovery::ledger::{Api, Config, Record, State};
 use prost::Message as _;
+use std::collections::HashSet;
 use std::sync::Arc;
 use xds_protos::pb::envoy::admin::v3::clusters_config_dump::{DynamicCluster, StaticCluster};
 use xds_protos::pb::envoy::admin::v3::ecds_config_dump::EcdsFilterConfig;
@@ -17,11 +18,11 @@ use xds_protos::pb::envoy::admin::v3::scoped_routes_config_dump::{
 use xds_protos::pb::envoy::admin::v3::secrets_config_dump::{DynamicSecret, StaticSecret};
 use xds_protos::pb::envoy::extensions::filters::network::http_connection_manager::v3::ScopedRoutes;
 use xds_protos::pb::envoy::extensions::filters::network::http_connection_manager::v3::scoped_routes::ConfigSpecifier;
-use xds_protos::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use xds_protos::pb::google::protobuf::Any;
 use xds_protos::table::Message;
 
 const ROUTE: &str = "envoy.config.route.v3.RouteConfiguration";
+const CONNECTION_MANAGER: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const SCOPED_ROUTES: &str = "envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes";
 /// What Envoy shows as the version of a secret that has not come yet.
 const UNINITIALIZED: &str = "uninitialized";
@@ -68,12 +69,13 @@ pub fn clusters(parts: &Parts<'_>) -> Section {
 }
 
 pub fn ecds(parts: &Parts<'_>) -> Section {
-    let shown = parts.records(Api::Ecds).filter_map(|(_, record)| Some((record.running.clone()?, record.clone())));
-    let items = shown.map(|(config, record)| {
+    let shown = parts.records(Api::Ecds).filter(|(_, record)| is_shown(record));
+    let items = shown.map(|(name, record)| {
+        let (name, record) = (name.clone(), record.clone());
         element(move || EcdsFilterConfig {
-            version_info: version(Some(&config)),
-            ecds_filter: Some(any(Api::Ecds, &config)),
-            last_updated: Some(time(config.taken)),
+            version_info: version(record.running.as_ref()),
+            ecds_filter: Some(any_or_named(Api::Ecds, &name, &record)),
+            last_updated: record.running.as_ref().map(|config| time(config.taken)),
             error_state: failure(Api::Ecds, &record),
             client_status: status(&record),
         })
@@ -89,8 +91,10 @@ pub fn ecds(parts: &Parts<'_>) -> Section {
 /// From the live endpoints, as Envoy: weights and health are those in use.
 pub fn endpoints(parts: &Parts<'_>) -> Section {
     let (mut fixed, mut dynamic) = (Vec::new(), Vec::new());
+    let mut told = HashSet::new();
     for cluster in parts.clusters {
         let shown = super::endpoints::Shown::of(cluster, parts.ledger);
+        told.extend(shown.record().and_then(Record::refusal).map(|refusal| (shown.name().clone(), refusal.at)));
         if !parts.fits(shown.name()) {
             continue;
         }
@@ -112,6 +116,23 @@ pub fn endpoints(parts: &Parts<'_>) -> Section {
                 last_updated: None,
             }));
         }
+    }
+    // a cluster whose endpoints are refused warms for it, and is not among the live ones
+    let is_told = |name: &Arc<str>, record: &Record| {
+        record.refusal().is_some_and(|refusal| told.contains(&(name.clone(), refusal.at)))
+    };
+    for (name, record) in parts.refused_endpoints() {
+        if is_told(name, record) || !parts.fits(name) {
+            continue;
+        }
+        let (name, record) = (name.clone(), record.clone());
+        dynamic.push(element(move || DynamicEndpointConfig {
+            version_info: version(record.running.as_ref()),
+            endpoint_config: Some(any_or_named(Api::Eds, &name, &record)),
+            last_updated: record.running.as_ref().map(|config| time(config.taken)),
+            error_state: failure(Api::Eds, &record),
+            client_status: status(&record),
+        }));
     }
     Section {
         message: "EndpointsConfigDump",
@@ -188,16 +209,22 @@ pub fn scoped_routes(parts: &Parts<'_>) -> Section {
                 }));
             }
             Some(ConfigSpecifier::ScopedRds(_)) => {
-                let scopes = parts.ledger.of(&Api::Srds.type_url()).filter_map(|(_, record)| record.running.clone());
-                let scopes: Vec<Config> = scopes.collect();
+                let records: Vec<&Record> = parts.ledger.of(&Api::Srds.type_url()).map(|(_, record)| record).collect();
+                let scopes: Vec<Config> = records.iter().filter_map(|record| record.running.clone()).collect();
                 let newest = scopes.iter().max_by_key(|scope| scope.taken).cloned();
-                let Some(newest) = newest else { continue };
+                // there is room for one
+                let refused = records.into_iter().filter(|record| record.refusal().is_some());
+                let refused = refused.max_by_key(|record| record.refusal().map(|refusal| refusal.at)).cloned();
+                if newest.is_none() && refused.is_none() {
+                    continue;
+                }
                 dynamic.push(element(move || DynamicScopedRouteConfigs {
                     name: routes.name,
-                    version_info: newest.version.to_string(),
+                    version_info: version(newest.as_ref()),
                     scoped_route_configs: scopes.iter().map(|scope| any(Api::Srds, scope)).collect(),
-                    last_updated: Some(time(newest.taken)),
-                    ..Default::default()
+                    last_updated: newest.as_ref().map(|newest| time(newest.taken)),
+                    error_state: refused.as_ref().and_then(|record| failure(Api::Srds, record)),
+                    client_status: refused.as_ref().map(status).unwrap_or_default(),
                 }));
             }
             None => {}
@@ -234,14 +261,12 @@ pub fn routes(parts: &Parts<'_>) -> Section {
             last_updated: Some(time(config.taken)),
         }));
     }
-    for (_, record) in parts.records(Api::Rds) {
-        // readers take it for granted that there is a route configuration
-        let Some(config) = record.running.clone() else { continue };
-        let record = record.clone();
+    for (name, record) in parts.records(Api::Rds).filter(|(_, record)| is_shown(record)) {
+        let (name, record) = (name.clone(), record.clone());
         dynamic.push(element(move || DynamicRouteConfig {
-            version_info: version(Some(&config)),
-            route_config: Some(any(Api::Rds, &config)),
-            last_updated: Some(time(config.taken)),
+            version_info: version(record.running.as_ref()),
+            route_config: Some(any_or_named(Api::Rds, &name, &record)),
+            last_updated: record.running.as_ref().map(|config| time(config.taken)),
             error_state: failure(Api::Rds, &record),
             client_status: status(&record),
         }));
@@ -281,11 +306,8 @@ pub fn secrets(parts: &Parts<'_>) -> Section {
             None => DynamicSecret {
                 name: name.to_string(),
                 version_info: UNINITIALIZED.to_owned(),
-                last_updated: record.requested.or(record.offered).map(time),
-                secret: Some(Any {
-                    type_url: Api::Sds.type_url().as_str().to_owned(),
-                    value: Secret { name: name.to_string(), r#type: None }.encode_to_vec(),
-                }),
+                last_updated: record.requested.or(record.offered_at()).map(time),
+                secret: Some(named(Api::Sds, &name)),
                 error_state: failure(Api::Sds, &record),
                 client_status: status(&record),
             },
@@ -300,6 +322,11 @@ pub fn secrets(parts: &Parts<'_>) -> Section {
             List { field: "dynamic_warming_secrets", element: "DynamicSecret", inner: Api::Sds, items: warming },
         ],
     }
+}
+
+/// Whether there is something to say of it: what is only asked for is nobody's configuration yet.
+fn is_shown(record: &Record) -> bool {
+    record.running.is_some() || record.refusal().is_some()
 }
 
 fn version(config: Option<&Config>) -> String {
@@ -317,7 +344,21 @@ impl<'a> Parts<'a> {
     }
 
     fn records(&self, api: Api) -> impl Iterator<Item = (&'a Arc<str>, &'a Record)> + '_ {
-        self.ledger.of(&api.type_url()).filter(|(name, _)| self.fits(name))
+        let all = self.ledger.of(&api.type_url()).map(|(id, record)| (&id.name, record));
+        all.filter(|(name, _)| self.fits(name))
+    }
+
+    /// What stands in the ledger of endpoints that were refused, if endpoints are asked for.
+    pub fn refused_endpoints(&self) -> impl Iterator<Item = (&'a Arc<str>, &'a Record)> + use<'a> {
+        let asked = self.include_eds.then(|| self.ledger.of(&Api::Eds.type_url()));
+        let refused = asked.into_iter().flatten().filter(|(_, record)| record.refusal().is_some());
+        refused.map(|(id, record)| (&id.name, record))
+    }
+
+    /// Whether a listener has an HTTP connection manager, or had one that asked for routes.
+    pub fn has_http(&self) -> bool {
+        let asked = |api: Api| self.ledger.of(&api.type_url()).next().is_some();
+        asked(Api::Rds) || asked(Api::Srds) || !self.inside_listeners(CONNECTION_MANAGER).is_empty()
     }
 
     /// Messages of a type inside the listeners that run, with the listener's version.

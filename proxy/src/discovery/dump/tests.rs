@@ -40,34 +40,41 @@ fn ledger() -> Ledger {
     let mut ledger = Ledger::new(says.clone());
     let name = |name: &str| json!({ "name": name });
     let cluster = TypeUrl::CLUSTER;
-    ledger.record_static(&cluster, "fixed", wire(&cluster, &name("fixed")).into());
-    ledger.record_static(&TypeUrl::LISTENER, "front", listener("front", "inline").into());
+    ledger.record_static(&cluster, "fixed", wire(&cluster, &name("fixed")).into(), &[]);
+    ledger.record_static(&TypeUrl::LISTENER, "front", listener("front", "inline").into(), &[]);
     let key = json!({"name": "key", "tls_certificate": {"private_key": {"inline_string": "very secret"}}});
-    ledger.record_static(&TypeUrl::SECRET, "key", wire(&TypeUrl::SECRET, &key).into());
-    ledger.accepted(&cluster, "good", "1", wire(&cluster, &name("good")));
-    ledger.accepted(&cluster, "bad", "1", wire(&cluster, &name("bad")));
-    ledger.rejected(&cluster, "bad", "2", wire(&cluster, &json!({"name": "bad", "alt_stat_name": "x"})), "no good");
-    ledger.rejected(&cluster, "never", "2", wire(&cluster, &name("never")), "not at all");
+    ledger.record_static(&TypeUrl::SECRET, "key", wire(&TypeUrl::SECRET, &key).into(), &[]);
+    ledger.accepted(&cluster, &"ads".into(), "good", "1", wire(&cluster, &name("good")));
+    ledger.accepted(&cluster, &"ads".into(), "bad", "1", wire(&cluster, &name("bad")));
+    ledger.rejected(
+        &cluster,
+        &"ads".into(),
+        "bad",
+        "2",
+        wire(&cluster, &json!({"name": "bad", "alt_stat_name": "x"})),
+        "no good",
+    );
+    ledger.rejected(&cluster, &"ads".into(), "never", "2", wire(&cluster, &name("never")), "not at all");
     ledger.set_version(&cluster, "1");
     says.warming.set(true);
-    ledger.accepted(&cluster, "cold", "1", wire(&cluster, &name("cold")));
-    ledger.accepted(&TypeUrl::LISTENER, "cold", "1", listener("cold", "later"));
+    ledger.accepted(&cluster, &"ads".into(), "cold", "1", wire(&cluster, &name("cold")));
+    ledger.accepted(&TypeUrl::LISTENER, &"ads".into(), "cold", "1", listener("cold", "later"));
     says.warming.set(false);
-    ledger.accepted(&TypeUrl::LISTENER, "old", "1", listener("old", "first"));
+    ledger.accepted(&TypeUrl::LISTENER, &"ads".into(), "old", "1", listener("old", "first"));
     says.draining.set(true);
-    ledger.accepted(&TypeUrl::LISTENER, "old", "2", listener("old", "second"));
-    ledger.rejected(&TypeUrl::LISTENER, "wrong", "2", listener("wrong", "r"), "not so");
-    ledger.requested(&TypeUrl::ROUTE, "missing");
-    ledger.accepted(&TypeUrl::ROUTE, "routes", "5", wire(&TypeUrl::ROUTE, &name("routes")));
-    ledger.requested(&TypeUrl::SECRET, "wanted");
-    ledger.accepted(&TypeUrl::SECRET, "key2", "1", wire(&TypeUrl::SECRET, &key));
+    ledger.accepted(&TypeUrl::LISTENER, &"ads".into(), "old", "2", listener("old", "second"));
+    ledger.rejected(&TypeUrl::LISTENER, &"ads".into(), "wrong", "2", listener("wrong", "r"), "not so");
+    ledger.requested(&TypeUrl::ROUTE, &"ads".into(), "missing");
+    ledger.accepted(&TypeUrl::ROUTE, &"ads".into(), "routes", "5", wire(&TypeUrl::ROUTE, &name("routes")));
+    ledger.requested(&TypeUrl::SECRET, &"ads".into(), "wanted");
+    ledger.accepted(&TypeUrl::SECRET, &"ads".into(), "key2", "1", wire(&TypeUrl::SECRET, &key));
     let odd = json!({"name": "filter", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}});
     let mut odd = wire(&TypeUrl::EXTENSION, &odd);
-    ledger.accepted(&TypeUrl::EXTENSION, "known", "1", odd.clone());
+    ledger.accepted(&TypeUrl::EXTENSION, &"ads".into(), "known", "1", odd.clone());
     // a type that no descriptor has
     let at = odd.windows(9).position(|w| w == b"v3.Router").unwrap();
     odd[at..at + 9].copy_from_slice(b"v9.Unknwn");
-    ledger.accepted(&TypeUrl::EXTENSION, "filter", "1", odd);
+    ledger.accepted(&TypeUrl::EXTENSION, &"ads".into(), "filter", "1", odd);
     ledger
 }
 
@@ -98,7 +105,7 @@ fn section<'a>(page: &'a Value, name: &str) -> &'a Value {
 fn it_is_envoys_message_and_says_no_secret() {
     let mut ledger = ledger();
     // what is not known cannot be parsed strictly
-    ledger.forget(&TypeUrl::EXTENSION, "filter");
+    ledger.forget(&TypeUrl::EXTENSION, &"ads".into(), "filter");
     let text = asked(&ledger, &ConfigDumpQuery::default()).unwrap();
     let parsed = Descriptors.parse("envoy.admin.v3.ConfigDump", &text, Format::Json, ParseOptions::default()).unwrap();
     assert!(parsed.unknown_fields.is_empty());
@@ -173,6 +180,57 @@ fn every_state_has_its_list() {
 
     let unknown = &section(&page, "EcdsConfigDump")["ecds_filters"][0]["ecds_filter"]["typed_config"];
     assert!(unknown["@type"].as_str().unwrap().ends_with("v9.Unknwn"), "{unknown}");
+}
+
+#[test]
+fn what_was_refused_stands_there_though_nothing_ever_ran() {
+    let mut ledger = ledger();
+    for (type_url, field) in [
+        (TypeUrl::ROUTE, "name"),
+        (TypeUrl::EXTENSION, "name"),
+        (TypeUrl::SECRET, "name"),
+        (TypeUrl::ENDPOINT, "cluster_name"),
+    ] {
+        let bytes = wire(&type_url, &json!({ field: "refused" }));
+        ledger.rejected(&type_url, &"ads".into(), "refused", "9", bytes, "no good");
+    }
+    let query = ConfigDumpQuery { include_eds: true, ..ConfigDumpQuery::default() };
+    let text = asked(&ledger, &query).unwrap();
+    let page: Value = serde_json::from_str(&text).unwrap();
+    for (section_name, list, inner, name) in [
+        ("RoutesConfigDump", "dynamic_route_configs", "route_config", "name"),
+        ("EcdsConfigDump", "ecds_filters", "ecds_filter", "name"),
+        ("SecretsConfigDump", "dynamic_warming_secrets", "secret", "name"),
+        ("EndpointsConfigDump", "dynamic_endpoint_configs", "endpoint_config", "cluster_name"),
+    ] {
+        let items = section(&page, section_name)[list].as_array().unwrap();
+        let one = items.iter().find(|item| item[inner][name] == "refused").unwrap_or_else(|| panic!("{text}"));
+        assert_eq!((&one["client_status"], &one["error_state"]["details"]), (&json!("NACKED"), &json!("no good")));
+        assert_eq!(one["error_state"]["failed_configuration"][name], "refused");
+    }
+    let without = asked(&ledger, &ConfigDumpQuery::default()).unwrap();
+    assert!(!without.contains("EndpointsConfigDump"));
+}
+
+#[test]
+fn there_are_sections_of_routes_only_beside_http() {
+    let mut ledger = Ledger::new(Rc::new(Says::default()));
+    let tcp = wire(&TypeUrl::LISTENER, &json!({"name": "tcp"}));
+    ledger.record_static(&TypeUrl::LISTENER, "tcp", tcp.into(), &[]);
+    assert!(!asked(&ledger, &ConfigDumpQuery::default()).unwrap().contains("Routes"));
+    let resource = Some("dynamic_route_configs".to_owned());
+    assert_eq!(asked(&ledger, &ConfigDumpQuery { resource, ..Default::default() }).unwrap_err().status, 404);
+    ledger.accepted(&TypeUrl::LISTENER, &"ads".into(), "http", "1", listener("http", "r"));
+    let both = |ledger: &Ledger| {
+        let text = asked(ledger, &ConfigDumpQuery::default()).unwrap();
+        text.contains("v3.RoutesConfigDump") && text.contains("v3.ScopedRoutesConfigDump")
+    };
+    assert!(both(&ledger));
+    // the listener may be waiting for them
+    ledger.forget(&TypeUrl::LISTENER, &"ads".into(), "http");
+    assert!(!both(&ledger));
+    ledger.requested(&TypeUrl::ROUTE, &"ads".into(), "r");
+    assert!(both(&ledger));
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! `/ledger`: every resource with what became of it, as text or as JSON.
 
-use super::{Api, Ledger, Record, State};
+use super::{Api, Id, Ledger, Record, State};
 use crate::admin::LedgerQuery;
-use crate::discovery::dump::{name_matcher, timestamp, write_json};
+use crate::admin::write_json;
+use crate::discovery::dump::{name_matcher, timestamp};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use std::time::SystemTime;
 
-const HEADINGS: [&str; 7] = ["TYPE", "NAME", "STATE", "RUNNING", "OFFERED", "RUNNING SINCE", "LAST OFFER"];
+const HEADINGS: [&str; 8] = ["TYPE", "NAME", "STATE", "RUNNING", "OFFERED", "RUNNING SINCE", "LAST OFFER", "SOURCE"];
 
 impl Ledger {
     /// The page.
@@ -32,23 +33,23 @@ impl Ledger {
         let names = name_matcher(query.name_regex.as_deref())?;
         let wanted = Api::ALL.into_iter().filter(|one| api.is_none_or(|api| api == *one));
         let rows = wanted.flat_map(|api| {
-            let records = self.of_api(api).map(move |(name, record)| (api, &**name, record));
+            let records = self.of_api(api).map(move |(id, record)| (api, id, record));
             let names = names.as_ref();
-            records.filter(move |(_, name, record)| {
-                state.is_none_or(|state| record.state() == state) && names.is_none_or(|r| r.is_match(name))
+            records.filter(move |(_, id, record)| {
+                state.is_none_or(|state| record.state() == state) && names.is_none_or(|r| r.is_match(&id.name))
             })
         });
         Ok(if query.json { json_page(rows) } else { text_page(&rows.collect::<Vec<_>>()) })
     }
 }
 
-fn text_page(rows: &[(Api, &str, &Record)]) -> String {
-    let cells: Vec<[String; 7]> = rows.iter().map(|(api, name, record)| cells(*api, name, record)).collect();
+fn text_page(rows: &[(Api, &Id, &Record)]) -> String {
+    let cells: Vec<[String; 8]> = rows.iter().map(|(api, id, record)| cells(*api, id, record)).collect();
     let mut widths = HEADINGS.map(str::len);
     for row in &cells {
         widths.iter_mut().zip(row).for_each(|(width, cell)| *width = (*width).max(cell.chars().count()));
     }
-    let line = |page: &mut String, cells: &[&str; 7]| {
+    let line = |page: &mut String, cells: &[&str; 8]| {
         for (cell, width) in cells.iter().zip(widths) {
             let _ = write!(page, "{cell:width$}  ");
         }
@@ -62,6 +63,12 @@ fn text_page(rows: &[(Api, &str, &Record)]) -> String {
         if let Some(refusal) = record.refusal() {
             let _ = writeln!(page, "      refused {}: {}", timestamp(refusal.at), plain(&refusal.detail));
         }
+        if let Some(failure) = record.failure() {
+            let _ = writeln!(page, "      source failed {}: {}", timestamp(failure.at), plain(&failure.detail));
+        }
+        if let Some(draining) = record.draining() {
+            let _ = writeln!(page, "      draining: {}", version(record, Some(&draining.version)));
+        }
         if record.timed_out {
             page.push_str("      initial fetch timed out\n");
         }
@@ -72,22 +79,26 @@ fn text_page(rows: &[(Api, &str, &Record)]) -> String {
     page
 }
 
-fn cells(api: Api, name: &str, record: &Record) -> [String; 7] {
+fn cells(api: Api, id: &Id, record: &Record) -> [String; 8] {
     let time = |time: Option<SystemTime>| time.map_or_else(|| "-".to_owned(), timestamp);
-    let version = |version: Option<&str>| match version {
+    [
+        api.name().to_owned(),
+        plain(&id.name),
+        record.state().name().to_owned(),
+        version(record, record.running.as_ref().map(|config| &*config.version)),
+        version(record, record.version_offered().map(|version| &**version)),
+        time(record.since),
+        time(record.offered_at().or(record.requested)),
+        plain(&id.source),
+    ]
+}
+
+fn version(record: &Record, version: Option<&str>) -> String {
+    match version {
         Some("") if record.is_static => "(static)".to_owned(),
         Some("") | None => "-".to_owned(),
         Some(version) => plain(version),
-    };
-    [
-        api.name().to_owned(),
-        plain(name),
-        record.state().name().to_owned(),
-        version(record.running.as_ref().map(|config| &*config.version)),
-        version(record.version_offered().map(|version| &**version)),
-        time(record.since),
-        time(record.offered.or(record.requested)),
-    ]
+    }
 }
 
 /// Names and texts come from outside: none of them may look like a line of its own.
@@ -99,18 +110,18 @@ fn plain(text: &str) -> String {
     out
 }
 
-fn json_page<'a>(rows: impl Iterator<Item = (Api, &'a str, &'a Record)>) -> String {
+fn json_page<'a>(rows: impl Iterator<Item = (Api, &'a Id, &'a Record)>) -> String {
     let mut out = String::from("{\n \"resources\": [");
     let start = out.len();
-    for (api, name, record) in rows {
+    for (api, id, record) in rows {
         out.push_str(if out.len() == start { "\n  " } else { ",\n  " });
-        write_json(&mut out, &json_row(api, name, record), 2);
+        write_json(&mut out, &json_row(api, id, record), 2);
     }
     out.push_str(if out.len() == start { "]\n}\n" } else { "\n ]\n}\n" });
     out
 }
 
-fn json_row(api: Api, name: &str, record: &Record) -> Value {
+fn json_row(api: Api, id: &Id, record: &Record) -> Value {
     let mut row = Map::new();
     let mut set = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -119,17 +130,21 @@ fn json_row(api: Api, name: &str, record: &Record) -> Value {
     };
     let version = |version: &str| (!version.is_empty()).then(|| version.into());
     let time = |time: Option<SystemTime>| time.map(|time| timestamp(time).into());
+    let at = |at, details: &str| json!({"at": timestamp(at), "details": details});
     set("type", Some(api.name().into()));
-    set("name", Some(name.into()));
+    set("name", Some((*id.name).into()));
+    set("source", Some((*id.source).into()));
     set("state", Some(record.state().name().into()));
     set("static", record.is_static.then(|| true.into()));
     set("version_running", record.running.as_ref().and_then(|config| version(&config.version)));
     set("version_offered", record.version_offered().and_then(|offered| version(offered)));
     set("requested", time(record.requested));
-    set("offered", time(record.offered));
+    set("offered", time(record.offered_at()));
     set("running_since", time(record.since));
     set("timed_out", record.timed_out.then(|| true.into()));
-    set("error", record.refusal().map(|refusal| json!({"at": timestamp(refusal.at), "details": refusal.detail})));
+    set("error", record.refusal().map(|refusal| at(refusal.at, &refusal.detail)));
+    set("version_draining", record.draining().and_then(|config| version(&config.version)));
+    set("source_error", record.failure().map(|failure| at(failure.at, &failure.detail)));
     set("warnings", record.warnings.as_ref().map(|set| set.iter().map(|text| Value::from(&**text)).collect()));
     row.into()
 }

@@ -48,8 +48,8 @@ pub struct Record {
     pub timed_out: bool,
     /// When it was asked for by name.
     pub requested: Option<SystemTime>,
-    /// When a version was last offered, good or not.
-    pub offered: Option<SystemTime>,
+    /// What was last offered, good or not, or equal to what is held: that keeps its version, as in Envoy.
+    pub offered: Option<Arc<Offer>>,
     /// What runs; `None` when no version was ever good.
     pub running: Option<Config>,
     /// Since when it runs.
@@ -58,6 +58,13 @@ pub struct Record {
     pub warnings: Option<Arc<[Arc<str>]>>,
     /// What few resources have, so that the many stay small.
     pub(super) rare: Option<Box<Rare>>,
+}
+
+/// That a version was offered; resources of one response share it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    pub version: Arc<str>,
+    pub at: SystemTime,
 }
 
 /// A version of a resource.
@@ -75,6 +82,14 @@ pub(super) struct Rare {
     pub warming: Option<Config>,
     pub draining: Option<Config>,
     pub refusal: Option<Refusal>,
+    pub failure: Option<Failure>,
+}
+
+/// Why its source gives nothing.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    pub detail: Arc<str>,
+    pub at: SystemTime,
 }
 
 /// An offer that was refused.
@@ -115,6 +130,11 @@ impl Record {
         self.rare.as_ref()?.refusal.as_ref()
     }
 
+    /// Why its source gave nothing that could be used, unless it did since.
+    pub fn failure(&self) -> Option<&Failure> {
+        self.rare.as_ref()?.failure.as_ref()
+    }
+
     /// Whether its last news were good.
     pub fn is_good(&self) -> bool {
         !self.missing && self.refusal().is_none()
@@ -127,8 +147,12 @@ impl Record {
 
     /// The version that was offered last, whatever became of it.
     pub fn version_offered(&self) -> Option<&Arc<str>> {
-        let taken = || self.held().map(|config| &config.version);
-        self.refusal().map(|refusal| &refusal.version).or_else(taken)
+        self.offered.as_ref().map(|offer| &offer.version)
+    }
+
+    /// When that was.
+    pub fn offered_at(&self) -> Option<SystemTime> {
+        self.offered.as_ref().map(|offer| offer.at)
     }
 
     pub(super) fn rare(&mut self) -> &mut Rare {
@@ -142,7 +166,7 @@ impl Record {
 
     /// Gives back what is not needed any more.
     pub(super) fn tidy(&mut self) {
-        if self.rare.as_ref().is_some_and(|r| r.warming.is_none() && r.draining.is_none() && r.refusal.is_none()) {
+        if let Some(Rare { warming: None, draining: None, refusal: None, failure: None }) = self.rare.as_deref() {
             self.rare = None;
         }
     }

@@ -25,7 +25,7 @@ impl Hosts {
         let mut out = Hosts { ignore_port, ..Hosts::default() };
         let mut problems = Vec::new();
         for (index, host) in hosts.iter().enumerate() {
-            for domain in &host.domains {
+            for (place, domain) in host.domains.iter().enumerate() {
                 let bytes = domain.as_bytes();
                 let at = index as u32;
                 let taken = match bytes {
@@ -41,7 +41,7 @@ impl Hosts {
                             format!("Only unique values for domains are permitted. Duplicate entry of domain {twin}")
                         }
                     };
-                    problems.push(ConfigError::new(format!("virtual_hosts[{index}].domains"), message));
+                    problems.push(ConfigError::new(format!("virtual_hosts[{index}].domains[{place}]"), message));
                 }
             }
         }
@@ -162,7 +162,7 @@ mod tests {
     fn a_domain_in_two_places_is_refused() {
         for domain in ["*", "a", "*.a", "a.*"] {
             let error = Hosts::compile(&[vhost("v", &[domain]), vhost("w", &[domain])], false).err().unwrap();
-            assert_eq!(error.path, "virtual_hosts[1].domains");
+            assert_eq!(error.path, "virtual_hosts[1].domains[0]");
         }
     }
 }

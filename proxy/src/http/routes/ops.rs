@@ -1,8 +1,8 @@
 //! Header operations of a route, compiled: literals are values ready to insert, the rest are formatters.
 
 use crate::access_log::Formatter;
-use crate::config::ConfigError;
 use crate::config::model::{AppendAction, HeaderOps};
+use crate::config::{ConfigError, each_of};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// The operations of one level.
@@ -32,22 +32,20 @@ pub(in crate::http) trait Templates {
 
 impl Ops {
     pub fn compile(ops: &HeaderOps) -> Result<Ops, ConfigError> {
-        let add = ops.add.iter().enumerate().map(|(i, add)| {
-            let at = |e: ConfigError| e.inside(&format!("[{i}]"));
+        let add = each_of("", &ops.add, |add| {
             let value = if add.value.contains('%') {
                 // unlike in logs, what is absent leaves nothing behind
-                let format = Formatter::compile(&add.value).map_err(at)?.omitting_empty(true);
+                let format = Formatter::compile(&add.value)?.omitting_empty(true);
                 match format.literal().map(HeaderValue::from_str) {
                     Some(Ok(value)) => Value::Literal(value),
-                    Some(Err(_)) => return Err(at(not_a_value(&add.value))),
+                    Some(Err(_)) => return Err(not_a_value(&add.value)),
                     None => Value::Format(format),
                 }
             } else {
-                Value::Literal(HeaderValue::from_str(&add.value).map_err(|_| at(not_a_value(&add.value)))?)
+                Value::Literal(HeaderValue::from_str(&add.value).map_err(|_| not_a_value(&add.value))?)
             };
             Ok(Add { name: add.name.clone(), value, action: add.action, keep_empty: add.keep_empty })
-        });
-        let add = add.collect::<Result<Vec<Add>, _>>()?;
+        })?;
         let request_headers = add
             .iter()
             .filter_map(|add| match &add.value {

@@ -12,8 +12,12 @@ use crate::http::upstream_stats::RouteStats;
 use crate::services::Services;
 use crate::upstream::ClusterSlot;
 use http::{HeaderMap, HeaderValue};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
+
+/// Unknown clusters for which the name is looked for that was probably meant: each costs a look at all names.
+const MAX_SUGGESTIONS: usize = 5;
 
 /// From this many routes on, exact paths are looked up by hash.
 const INDEX_FROM: usize = 8;
@@ -73,15 +77,12 @@ impl RouteTable {
     /// Duplicate domains, bad header formats; unknown clusters when `validate_clusters` is set.
     pub fn compile(config: Arc<RouteConfig>, services: &Arc<Services>) -> Result<Arc<RouteTable>, ConfigError> {
         let hosts = Hosts::compile(&config.virtual_hosts, config.ignore_port_in_host_matching);
-        let compiled = each_of("virtual_hosts", &config.virtual_hosts, |host| compile_host(host, &config, services));
-        let (hosts, compiled) = both(hosts, compiled)?;
-        Ok(Arc::new(RouteTable {
-            compiled,
-            hosts,
-            request_ops: request_ops(&config.request_headers)?,
-            response_ops: response_ops(&config.response_headers)?,
-            config,
-        }))
+        let suggestions = Cell::new(MAX_SUGGESTIONS);
+        let compiled =
+            each_of("virtual_hosts", &config.virtual_hosts, |host| compile_host(host, &config, services, &suggestions));
+        let ops = both(request_ops(&config.request_headers), response_ops(&config.response_headers));
+        let ((hosts, compiled), (request_ops, response_ops)) = both(both(hosts, compiled), ops)?;
+        Ok(Arc::new(RouteTable { compiled, hosts, request_ops, response_ops, config }))
     }
 
     /// The slots of the clusters that its routes name, some more than once.
@@ -145,11 +146,14 @@ fn compile_host(
     host: &VirtualHost,
     config: &RouteConfig,
     services: &Arc<Services>,
+    suggestions: &Cell<usize>,
 ) -> Result<CompiledHost, ConfigError> {
-    let routes = each_of("routes", &host.routes, |route| compile_route(route, host, config, services))?;
+    let routes = each_of("routes", &host.routes, |route| compile_route(route, host, config, services, suggestions));
+    let ops = both(request_ops(&host.request_headers), response_ops(&host.response_headers));
+    let (routes, (request_ops, response_ops)) = both(routes, ops)?;
     Ok(CompiledHost {
-        request_ops: request_ops(&host.request_headers)?,
-        response_ops: response_ops(&host.response_headers)?,
+        request_ops,
+        response_ops,
         routes,
         index: (host.routes.len() >= INDEX_FROM).then(|| index(&host.routes)),
     })
@@ -173,17 +177,20 @@ fn compile_route(
     host: &VirtualHost,
     config: &RouteConfig,
     services: &Arc<Services>,
+    suggestions: &Cell<usize>,
 ) -> Result<CompiledRoute, ConfigError> {
     let (targets, expected_timeout) = match &route.action {
         RouteAction::Forward(forward) => (
-            targets(forward, config.validate_clusters, services).map_err(|e| e.inside("route"))?,
+            targets(forward, config.validate_clusters, services, suggestions).map_err(|e| e.inside("route")),
             expected_timeout(forward, host),
         ),
-        RouteAction::Redirect(_) | RouteAction::Direct(_) => (Targets::Nowhere, None),
+        RouteAction::Redirect(_) | RouteAction::Direct(_) => (Ok(Targets::Nowhere), None),
     };
+    let ops = both(request_ops(&route.request_headers), response_ops(&route.response_headers));
+    let (targets, (request_ops, response_ops)) = both(targets, ops)?;
     Ok(CompiledRoute {
-        request_ops: request_ops(&route.request_headers)?,
-        response_ops: response_ops(&route.response_headers)?,
+        request_ops,
+        response_ops,
         targets,
         expected_timeout,
         stats: route.stat_prefix.as_ref().map(|prefix| {
@@ -192,10 +199,22 @@ fn compile_route(
     })
 }
 
-fn targets(forward: &Forward, validate: bool, services: &Arc<Services>) -> Result<Targets, ConfigError> {
+fn targets(
+    forward: &Forward,
+    validate: bool,
+    services: &Arc<Services>,
+    suggestions: &Cell<usize>,
+) -> Result<Targets, ConfigError> {
     let bind = |name: &Arc<str>, field: &str, kind: &str| {
         if validate && !services.clusters.has(name) {
-            return Err(ConfigError::new(field, format!("route: unknown {kind} '{name}'")));
+            let near = match suggestions.get().checked_sub(1) {
+                Some(left) => {
+                    suggestions.set(left);
+                    services.clusters.nearest(name).map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default()
+                }
+                None => String::new(),
+            };
+            return Err(ConfigError::new(field, format!("route: unknown {kind} '{name}'{near}")));
         }
         Ok(services.clusters.slot(name))
     };
@@ -218,12 +237,9 @@ fn weighted(
     entry: &WeightedCluster,
     bind: &impl Fn(&Arc<str>) -> Result<Arc<ClusterSlot>, ConfigError>,
 ) -> Result<Weighted, ConfigError> {
-    Ok(Weighted {
-        weight: u64::from(entry.weight),
-        slot: bind(&entry.name)?,
-        request_ops: request_ops(&entry.request_headers)?,
-        response_ops: response_ops(&entry.response_headers)?,
-    })
+    let ops = both(request_ops(&entry.request_headers), response_ops(&entry.response_headers));
+    let (slot, (request_ops, response_ops)) = both(bind(&entry.name), ops)?;
+    Ok(Weighted { weight: u64::from(entry.weight), slot, request_ops, response_ops })
 }
 
 /// Value of `x-envoy-expected-rq-timeout-ms`: the shorter of the timeouts of the request and of one try.

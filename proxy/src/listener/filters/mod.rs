@@ -102,8 +102,8 @@ pub(super) async fn inspect(
 ) -> Result<(), FilterError> {
     for filter in filters {
         match filter {
-            // done at once when the connection was accepted
-            ListenerFilterConfig::OriginalDst => {}
+            // done at once when the connection was accepted, and replaced by what was delivered
+            ListenerFilterConfig::OriginalDst | ListenerFilterConfig::Dynamic(..) => {}
             ListenerFilterConfig::TlsInspector(disabled) if !is_disabled(disabled, destination_port) => {
                 let (hello, seen) = peek_until(socket, tls_inspector::inspect).await?;
                 stats.bytes_processed.record(seen as u64);

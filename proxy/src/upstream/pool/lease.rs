@@ -132,6 +132,13 @@ impl HttpLease {
                         let detail = "the response's content-length and transfer-encoding contradict".to_owned();
                         return Err(SendError { kind: SendErrorKind::ProtocolError, unsent: None, detail });
                     }
+                    // HTTP/1's codec has this bound itself
+                    let limit = self.checkout.pool.cluster.config.http.max_response_headers_count as usize;
+                    if self.is_http2() && response.headers().len() > limit {
+                        self.count(SendErrorKind::ProtocolError);
+                        let detail = format!("the response has more headers than max_headers_count, {limit}");
+                        return Err(SendError { kind: SendErrorKind::ProtocolError, unsent: None, detail });
+                    }
                     let HttpLease { checkout, active } = self;
                     return Ok(response.map(|incoming| ResponseBody::new(incoming, checkout, active, tunnel)));
                 }

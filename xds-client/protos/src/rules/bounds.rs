@@ -29,6 +29,14 @@ impl<T> Edge<T> {
     }
 }
 
+impl<T> Bounds<T> {
+    /// Everything is within.
+    pub(super) fn none() -> Bounds<T> {
+        let (constant, low, high, allowed, banned) = (None, None, None, Vec::new(), Vec::new());
+        Bounds { constant, low, high, allowed, banned, ignore_empty: false, show: |_| String::new() }
+    }
+}
+
 impl<T: PartialOrd> Bounds<T> {
     /// What is wrong with the value.
     pub(super) fn fault(&self, value: &T) -> Option<String> {

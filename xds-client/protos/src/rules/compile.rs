@@ -126,12 +126,12 @@ pub(super) fn compiled(message: Message) -> Option<&'static Compiled> {
     })
 }
 
-/// Whether a message, or any that its fields lead to, has a rule or an Any.
+/// Whether a message, or any that its fields lead to, has a rule, a duration or an Any.
 fn reaches_rules(message: Message) -> bool {
     let (mut met, mut open) = (HashSet::from([message]), vec![message]);
     while let Some(message) = open.pop() {
         match message.special() {
-            Special::Any => return true,
+            Special::Any | Special::Duration => return true,
             Special::None if !message.rules_off() => {}
             _ => continue,
         }
@@ -264,6 +264,7 @@ fn content(of: FieldType, stated: Option<&FieldRules>) -> Content {
             _ => Content::Any(Box::default()),
         },
         (Special::Duration, Some(bounds)) => Content::Duration(bounds),
+        (Special::Duration, None) if rules.is_none() => Content::Duration(Box::new(Bounds::none())),
         (Special::Timestamp, Some(bounds)) => Content::Timestamp(bounds),
         (Special::Wrapper, _) => {
             let value = message.field_by_number(1);

@@ -262,7 +262,7 @@ fn pieces_of_a_message_are_read_as_one() {
 
 #[test]
 fn violations_are_bounded_and_come_in_envoys_order() {
-    let clusters = "{name: ''}, ".repeat(200);
+    let clusters = "{name: ''}, ".repeat(MAX_VIOLATIONS + 100);
     let found = violations(BOOTSTRAP, &format!("static_resources: {{clusters: [{clusters}]}}"));
     assert_eq!(found.len(), MAX_VIOLATIONS);
     assert_eq!(found[49].path, "static_resources.clusters[49].name");
@@ -281,6 +281,32 @@ fn violations_are_bounded_and_come_in_envoys_order() {
             "health_checks[0].health_checker"
         ]
     );
+}
+
+#[test]
+fn durations_are_what_envoy_can_count() {
+    let field = "per_connection_buffer_high_watermark_timeout";
+    for (value, allowed) in [("0s", true), ("-1s", false), ("9223372035.9s", true), ("9223372036s", false)] {
+        assert_eq!(lines(CLUSTER, &format!("{{name: c, {field}: {value}}}")).is_empty(), allowed, "{value}");
+    }
+    let nested = "route: {cluster: a, retry_policy: {per_try_idle_timeout: -1s}}, match: {prefix: /}";
+    assert_eq!(lines("envoy.config.route.v3.Route", &format!("{{{nested}}}")).len(), 1);
+}
+
+#[test]
+fn rules_that_envoy_does_not_apply_are_not_applied() {
+    let policy = |fields: &str| {
+        format!(
+            "{{name: c, load_balancing_policy: {{policies: [{{typed_extension_config: {{name: p, typed_config: \
+             {{'@type': type.googleapis.com/envoy.extensions.load_balancing_policies.{fields}}}}}}}]}}}}"
+        )
+    };
+    assert_eq!(lines(CLUSTER, &policy("least_request.v3.LeastRequest, choice_count: 1")), Vec::<String>::new());
+    let negative = "client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin, blackout_period: -1s";
+    assert_eq!(lines(CLUSTER, &policy(negative)).len(), 1);
+    let metadata = "{name: c, metadata: {typed_filter_metadata: {a: \
+                    {'@type': type.googleapis.com/envoy.config.cluster.v3.Cluster, connect_timeout: 0s}}}}";
+    assert_eq!(lines(CLUSTER, metadata), Vec::<String>::new());
 }
 
 #[test]

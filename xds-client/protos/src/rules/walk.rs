@@ -70,9 +70,17 @@ enum Part {
     Element,
 }
 
+/// Extensions that Envoy makes without a look at their rules.
+const UNRULED: &str = "envoy.extensions.load_balancing_policies.";
+
+/// A map of Any that nobody unpacks before it is asked for.
+const UNREAD: &str = "typed_filter_metadata";
+
 #[derive(Default)]
 struct Walk {
     depth: usize,
+    /// In an extension whose rules Envoy does not apply.
+    unruled: bool,
     too_deep: bool,
     /// With keys that sort them in Envoy's order.
     found: Vec<(Vec<usize>, Violation)>,
@@ -209,6 +217,7 @@ impl Walk {
             self.report(frame, Part::Element, check.fault(key));
         }
         match (value, frame.rule.kind) {
+            (_, kind::MESSAGE) if frame.rule.field.name() == UNREAD => Some(()),
             (Some(Raw::Bytes(bytes)), kind::MESSAGE) => self.holder(frame, &[bytes]),
             (_, kind::MESSAGE) => self.holder(frame, &[]),
             (value, kind) => {
@@ -245,10 +254,25 @@ impl Walk {
             Content::Duration(bounds) => {
                 /// Ten thousand years, protobuf's limit.
                 const MOST: i64 = 315_576_000_000;
+                /// Envoy counts nanoseconds in 63 bits, and durations from zero.
+                const COUNTED: std::ops::Range<i64> = 0..9_223_372_036;
                 let (seconds, nanos) = moment(pieces)?;
                 let valid = (-MOST..=MOST).contains(&seconds) && (-999_999_999..=999_999_999).contains(&nanos);
                 let invalid = || Some("value is not a valid duration".to_owned());
-                self.report(frame, Part::Element, if valid { judge(bounds, seconds, nanos) } else { invalid() });
+                let ruled = if valid { judge(bounds, seconds, nanos) } else { invalid() };
+                if !self.unruled && ruled.is_some() {
+                    self.report(frame, Part::Element, ruled);
+                } else if !COUNTED.contains(&seconds) || nanos < 0 {
+                    let unruled = std::mem::take(&mut self.unruled);
+                    let reason = format!("Invalid duration: Expected positive duration: seconds: {seconds}");
+                    let reason = if seconds > 0 {
+                        format!("Invalid duration: Duration out-of-range: seconds: {seconds}")
+                    } else {
+                        reason
+                    };
+                    self.report(frame, Part::Element, Some(reason));
+                    self.unruled = unruled;
+                }
             }
             Content::Timestamp(bounds) => {
                 let (seconds, nanos) = moment(pieces)?;
@@ -283,6 +307,8 @@ impl Walk {
         // An Any in an Any adds no field to the path, but a level all the same.
         self.descend()?;
         let value = bytes(2)?;
+        let unruled = self.unruled;
+        self.unruled |= name.starts_with(UNRULED);
         let walked = if TypedStruct::NAMES.contains(&name) {
             let any = Any { type_url: url.to_owned(), value: value.to_vec() };
             let options = ParseOptions { allow_unknown_fields: true, file: None };
@@ -299,6 +325,7 @@ impl Walk {
         };
         // So is what turns out to be no such message: perhaps nobody unpacks it.
         self.depth = depth;
+        self.unruled = unruled;
         if self.too_deep { None } else { walked.or(Some(())) }
     }
 
@@ -360,7 +387,7 @@ impl Walk {
     }
 
     fn report(&mut self, frame: &Frame<'_>, part: Part, reason: Option<String>) {
-        let Some(reason) = reason.filter(|_| self.found.len() < MAX_VIOLATIONS) else { return };
+        let Some(reason) = reason.filter(|_| !self.unruled && self.found.len() < MAX_VIOLATIONS) else { return };
         let mut place = Place::default();
         place.go(frame, part);
         let field = place.names.pop().unwrap_or_default();
@@ -369,7 +396,7 @@ impl Walk {
     }
 
     fn report_oneof(&mut self, scope: &Scope<'_>, name: &str, at: usize) {
-        if self.found.len() >= MAX_VIOLATIONS {
+        if self.unruled || self.found.len() >= MAX_VIOLATIONS {
             return;
         }
         let mut place = Place::default();
