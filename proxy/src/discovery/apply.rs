@@ -281,7 +281,9 @@ impl Task {
         match kind_of(type_url) {
             Some(kind) => {
                 if let Some(interest) = self.wanted.get(&(stream.clone(), kind, Arc::from(name))) {
-                    interest.slots.iter().for_each(|slot| self.give_up(kind, &slot.key));
+                    // one before it may be good, and wait for its clusters
+                    let waiting = interest.slots.iter().filter(|slot| !self.held_tables.holds(&slot.key));
+                    waiting.for_each(|slot| self.give_up(kind, &slot.key));
                 }
             }
             None if *type_url == TypeUrl::RUNTIME => self.layer_answered(name),
@@ -411,7 +413,7 @@ impl Task {
         give: impl Fn(&Task, &Key) -> Result<(), ConfigError>,
     ) -> Result<Taken, ConfigError> {
         let Some(keys) = self.waiting_for(stream, kind, name, only) else { return Ok(Taken::Unwanted) };
-        keys.iter().map(|key| give(self, key)).collect::<Result<(), _>>().map(|()| Taken::Held)
+        keys.iter().try_for_each(|key| give(self, key)).map(|()| Taken::Held)
     }
 
     /// The slots that take resources of this name from this stream; `only` this one, when it is given.

@@ -62,6 +62,16 @@ impl HeldTables {
         });
         self.0.borrow_mut().insert(key.clone(), Held { since, task: task.abort_handle() });
     }
+
+    /// Whether a table is on its way into this slot.
+    pub fn holds(&self, key: &Key) -> bool {
+        self.0.borrow().contains_key(key)
+    }
+
+    /// Nobody wants the slot any more; whoever wants it next must not come upon what was meant for its predecessor.
+    pub fn forget(&self, key: &Key) {
+        self.0.borrow_mut().remove(key);
+    }
 }
 
 /// Connection managers that came while the table waited are asked, too.

@@ -392,8 +392,10 @@ impl Task {
         let wanted = (stream, kind, key.name.clone());
         let Some(interest) = self.wanted.get_mut(&wanted) else { return };
         interest.slots.retain(|slot| slot.key != *key);
-        if kind == Kind::Secret {
-            self.services.secrets.forget(key);
+        match kind {
+            Kind::Secret => self.services.secrets.forget(key),
+            Kind::Route => self.held_tables.forget(key),
+            Kind::Assignment | Kind::Extension => {}
         }
         if interest.slots.is_empty() {
             self.wanted.remove(&wanted);

@@ -100,7 +100,9 @@ mod tests {
         let warning =
             |(path, meaning): &(&str, &str)| Warning { path: (*path).into(), meaning: (*meaning).into(), count: 1 };
         let warnings = warnings.iter().map(warning).collect();
-        Notices { warnings, ..Notices::default() }
+        let mut notices = Notices::default();
+        notices.warnings = warnings;
+        notices
     }
 
     #[test]

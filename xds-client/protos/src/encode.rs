@@ -337,7 +337,7 @@ impl<'a> Encoder<'a> {
                 .mismatch(type_node, format!("a type URL like \"type.googleapis.com/{}\"", url.trim_matches('/')));
         };
         let Some(message) = Message::find(name) else {
-            return self.within(Step::Field("@type"), |this| this.mismatch(type_node, &expected_type(name)));
+            return self.within(Step::Field("@type"), |this| this.mismatch(type_node, expected_type(name)));
         };
         put_bytes(out, 1, url.as_bytes());
         put_nested(out, 2, |out| match message.special() {
