@@ -316,8 +316,9 @@ impl Client {
     }
 
     /// Takes names back; `*` takes back the wildcard. Resources of these names that are under way still arrive.
-    /// In state of the world, a wildcard cannot be taken back on a stream that never named a name: the protocol has no words
-    /// for it. The stream goes on bringing everything; subscribed again, it is sent anew all the same.
+    /// In state of the world, a name that is taken back and wanted again while a response is under way may come only with the
+    /// next response or stream: the server passes over requests whose nonce is stale by then. And a wildcard cannot be
+    /// taken back on a stream that never named a name: the protocol has no words for it. The stream goes on bringing everything; subscribed again, it is sent anew all the same.
     pub fn unsubscribe<S: AsRef<str>>(&self, type_url: &TypeUrl, names: &[S]) {
         self.inner.shared.timed(|machine| machine.unsubscribe(type_url, names));
         self.inner.shared.work.wake();

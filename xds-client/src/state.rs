@@ -100,11 +100,15 @@ impl Machine {
             return Err(SubscribeError::Xdstp { name: name.clone() });
         }
         let index = self.index_of(type_url);
+        let newest = self.received;
         let mut more = false;
         if let Some(t) = self.types.get_mut(index) {
             for name in names {
                 if t.wanted.insert(name.clone()) {
                     more = true;
+                    if t.owed > 0 {
+                        t.held.wanted(&name, newest);
+                    }
                     if t.opened {
                         t.added.insert(name);
                     }
@@ -300,7 +304,10 @@ impl Machine {
             self.deadlines.gone(index, name, number);
         }
         for name in &duplicates {
-            t.held.doubt(name, number, &t.wanted);
+            // the response says two things of it
+            if t.held.knows(name) || t.wants(name, &[]) {
+                t.held.doubt(name, number);
+            }
             self.deadlines.gone(index, name, number);
         }
         let whole: Arc<str> = version.as_str().into();

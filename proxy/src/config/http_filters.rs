@@ -101,7 +101,7 @@ pub(super) fn http_filters(messages: Vec<hcm::HttpFilter>, cx: &mut Context) -> 
 /// # Errors
 /// The filter's name.
 pub(crate) fn refuse_enabled(guards: &[Box<str>], routes: &RouteConfig) -> std::result::Result<(), ConfigError> {
-    match guards.iter().find(|name| routes.enabled_filters.contains(*name)) {
+    match routes.enables(guards) {
         None => Ok(()),
         Some(name) => Err(ConfigError::new(
             "typed_per_filter_config",

@@ -184,7 +184,9 @@ pub fn problem(error: LoadError) -> ConfigError {
 pub fn context(options: &Options) -> Context {
     let refuse_unknown =
         (!options.allow_unknown_static_fields).then_some("pass --allow-unknown-static-fields to have it ignored");
-    Context::default().refusing_unknown(refuse_unknown)
+    let mut context = Context::default().refusing_unknown(refuse_unknown);
+    context.check_sources = true;
+    context
 }
 
 /// Reads the bootstrap and checks it.
@@ -194,7 +196,6 @@ pub fn context(options: &Options) -> Context {
 pub fn load(options: &Options) -> Result<Loaded, String> {
     let Input { source, bytes, unknown_fields, mut problems, resources: _ } = read(options);
     let mut context = context(options);
-    context.check_sources = true;
     context.service_cluster = Some(options.service_cluster.clone()).filter(|name| !name.is_empty());
     let checked = if problems.is_empty() { config::check_bootstrap(&bytes, &mut context) } else { Checked::default() };
     problems.extend(checked.problems.into_iter().flat_map(ConfigError::into_problems));

@@ -6,14 +6,17 @@ use std::sync::Arc;
 
 use super::WILDCARD;
 
+/// Stands for the version of what the consumer may or may not have; no server gives its versions such a name.
+const DOUBTED: &str = "";
+
 #[derive(Default)]
 pub(super) struct Holdings {
     names: HashMap<String, Held>,
     /// Other names of what is held, where there are any.
     aliases: HashMap<String, Vec<String>>,
-    /// Names that were taken back while responses were unanswered, and the number of the newest response then. Of what
-    /// those bring nobody knows whether the consumer took it before or after.
-    dropped: HashMap<String, u64>,
+    /// Names that were wanted or taken back while responses were unanswered, and the number of the newest response then.
+    /// Of what those bring nobody knows whether the consumer looked at it before or after.
+    changed: HashMap<String, u64>,
 }
 
 struct Held {
@@ -49,8 +52,12 @@ impl Holdings {
         number: u64,
         wanted: &BTreeSet<String>,
     ) {
-        let lasting = |name: &str| wanted.contains(name) && self.dropped.get(name).is_none_or(|at| *at < number);
-        if !lasting(WILDCARD) && !lasting(&name) && !aliases.iter().any(|alias| lasting(alias)) {
+        let names = || [WILDCARD, &name].into_iter().chain(aliases.iter().map(String::as_str));
+        let lasting = |name: &str| wanted.contains(name) && self.changed.get(name).is_none_or(|at| *at < number);
+        if !names().any(lasting) {
+            if names().any(|name| wanted.contains(name)) {
+                self.doubt(&name, number);
+            }
             return;
         }
         let refused = match self.names.get(&name) {
@@ -73,15 +80,11 @@ impl Holdings {
         self.names.insert(name.to_string(), Held { version: None, number, refused: 0 });
     }
 
-    /// Response `number` says two things of this name. Whichever the consumer made of it, a version that no server has makes
-    /// the server say on a new stream what there is.
-    pub fn doubt(&mut self, name: &str, number: u64, wanted: &BTreeSet<String>) {
-        let is_older = match self.names.get(name) {
-            Some(held) => held.number <= number,
-            None => wanted.contains(WILDCARD) || wanted.contains(name),
-        };
-        if is_older {
-            self.names.insert(name.to_string(), Held { version: Some("".into()), number, refused: 0 });
+    /// What the consumer made of response `number` as to this name cannot be known. A version that no server has makes the
+    /// server say on a new stream what there is.
+    pub fn doubt(&mut self, name: &str, number: u64) {
+        if self.names.get(name).is_none_or(|held| held.number <= number) {
+            self.names.insert(name.to_string(), Held { version: Some(DOUBTED.into()), number, refused: 0 });
         }
     }
 
@@ -106,7 +109,7 @@ impl Holdings {
     pub fn is_current(&self, name: &str, number: u64) -> bool {
         self.names.get(name).is_some_and(|held| {
             let refused_since = held.number < held.refused && held.refused <= number;
-            held.number <= number && !refused_since
+            held.number <= number && !refused_since && held.version.as_deref() != Some(DOUBTED)
         })
     }
 
@@ -117,11 +120,16 @@ impl Holdings {
         self.aliases.retain(|name, _| names.contains_key(name));
     }
 
+    /// A name (or `*`) is wanted that was not, while responses up to number `newest` are unanswered.
+    pub fn wanted(&mut self, name: &str, newest: u64) {
+        self.changed.insert(name.to_string(), newest);
+    }
+
     /// A name (or `*`) is no longer in `wanted`: neither is what it stood for, unless another name does. `newest` is the
     /// number of the last response, where some are unanswered.
     pub fn unwanted(&mut self, name: &str, wanted: &BTreeSet<String>, newest: Option<u64>) {
         if let Some(number) = newest {
-            self.dropped.insert(name.to_string(), number);
+            self.changed.insert(name.to_string(), number);
         }
         if wanted.contains(WILDCARD) {
             return;
@@ -146,7 +154,7 @@ impl Holdings {
 
     /// Every response is answered: there is no order left to be mindful of.
     pub fn settle(&mut self, keep_absent: bool) {
-        self.dropped.clear();
+        self.changed.clear();
         if !keep_absent {
             self.names.retain(|_, held| held.version.is_some());
         }

@@ -557,7 +557,10 @@ fn what_is_held_follows_the_order_of_responses_and_not_of_answers() {
     t.reconnect();
     assert_eq!(
         t.said(),
-        ["Cluster sub=[] unsub=[] init={d:2} nonce='' node", "ClusterLoadAssignment sub=[x] unsub=[] init={} nonce=''"]
+        [
+            "Cluster sub=[] unsub=[] init={d:2} nonce='' node",
+            "ClusterLoadAssignment sub=[x] unsub=[] init={x:} nonce=''"
+        ]
     );
 }
 

@@ -23,6 +23,13 @@ pub struct RouteConfig {
     pub enabled_filters: BTreeSet<Box<str>>,
 }
 
+impl RouteConfig {
+    /// The first of these filters, by name, that it enables.
+    pub fn enables<'a>(&self, filters: &'a [Box<str>]) -> Option<&'a str> {
+        filters.iter().find(|name| self.enabled_filters.contains(*name)).map(|name| &**name)
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct VirtualHost {
     pub name: Arc<str>,
