@@ -1,7 +1,8 @@
 //! Memory of the process: what the allocator says, and pages that start-up needed and serving does not.
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::ops::Range;
+use std::ptr::null_mut;
 
 /// What the allocator says, bytes.
 #[derive(Debug, Clone, Copy)]
@@ -21,6 +22,18 @@ impl Memory {
             heap: stats::mapped::read().ok()? as u64,
             resident: stats::resident::read().ok()? as u64,
         })
+    }
+}
+
+/// Has freed pages that are past their time given back to the system. The allocator looks at its clock only when something
+/// is allocated, so after a large push, or the end of much traffic, an idle process would keep them.
+pub fn give_back() {
+    // MALLCTL_ARENAS_ALL of jemalloc.h
+    const ALL_ARENAS: &CStr = c"arena.4096.decay";
+    // SAFETY: a name that ends in NUL; this call neither reads nor writes a value.
+    let code = unsafe { tikv_jemalloc_sys::mallctl(ALL_ARENAS.as_ptr(), null_mut(), null_mut(), null_mut(), 0) };
+    if code != 0 {
+        tracing::debug!("the allocator does not give memory back: error {code}");
     }
 }
 

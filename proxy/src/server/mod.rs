@@ -308,6 +308,7 @@ async fn flush_stats(services: Arc<Services>, lifecycle: Rc<Lifecycle>, discover
         lifecycle.refresh(&services.secrets);
         discovery.refresh_stats();
         services.registry.flush();
+        memory::give_back();
     }
 }
 
