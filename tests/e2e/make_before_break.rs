@@ -153,8 +153,10 @@ async fn only_the_connections_of_the_filter_chain_that_changed_drain() {
     assert!(idle.is_open());
     assert_eq!(idle.get("a", "/").await.origin_version(), "v1");
     assert_eq!(stat(&mesh.proxy, &made("kept")).await, CONNECTIONS + 1);
-    assert_eq!(mesh.v1.connections(), of_origin);
     assert_eq!(stat(&mesh.proxy, "cluster.v1.upstream_cx_destroy").await, 0);
+    // More requests at once than before take more of them, at most one for each client.
+    let at_most = of_origin.max(CONNECTIONS as u64 + 1);
+    assert!((of_origin..=at_most).contains(&mesh.v1.connections()), "{} after {of_origin}", mesh.v1.connections());
     assert_eq!(stat(&mesh.proxy, "listener_manager.listener_modified").await, TURNS);
     assert_eq!(mesh.control_plane.nacks(), vec![]);
 }
