@@ -150,16 +150,9 @@ impl Build<'_> {
             self.served.entry(name.as_str().into()).or_insert(true);
         }
         let base = self.base;
-        if let Some(ads) = &base.ads {
+        // that its cluster exists is for conversion to say
+        if base.ads.is_some() {
             self.node("ads");
-            if let GrpcTarget::Cluster { name, .. } = &ads.target
-                && !self.served.contains_key(name)
-            {
-                self.say(
-                    "dynamic_resources.ads_config.grpc_services[0].envoy_grpc.cluster_name",
-                    format!("Unknown gRPC client cluster '{name}'"),
-                );
-            }
         }
         for (name, source) in &base.rtds {
             self.source(source, config::RUNTIME, &format!("layered_runtime (rtds_layer '{name}')"));
